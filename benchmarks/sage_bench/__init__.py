@@ -1,0 +1,1 @@
+"""L5: the benchmark harness behind ``sage bench``."""

@@ -1,0 +1,1 @@
+"""L5: Prefect blocks of SAGE."""

@@ -1,0 +1,1 @@
+"""L1: what every layer may use (errors, settings, paths, ports, logs, metrics)."""

@@ -1,0 +1,1 @@
+"""L1: the scheduler core: pure, synchronous, no I/O, no clock."""

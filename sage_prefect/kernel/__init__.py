@@ -1,0 +1,1 @@
+"""L3: the pure pipeline kernel: graph, checks, planner, partitions, commit log, local runner."""

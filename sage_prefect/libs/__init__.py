@@ -1,0 +1,1 @@
+"""L3: algorithms without I/O."""

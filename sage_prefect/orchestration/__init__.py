@@ -1,0 +1,1 @@
+"""L4: the only package of the library that imports Prefect and Dask."""

@@ -1,0 +1,1 @@
+"""L2: engines, their supervision, models, storage and cluster descriptions."""
