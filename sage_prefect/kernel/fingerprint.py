@@ -43,11 +43,9 @@ def _feed(digest: Any, value: Any) -> None:
     elif isinstance(value, functools.partial):
         _feed(digest, ["partial", value.func, value.args, value.keywords])
     elif isinstance(value, type):
-        _feed(digest, ["class", value.__module__, value.__qualname__, _source(value)])
+        _feed(digest, ["class", value.__module__, value.__qualname__, _members(value)])
     elif isinstance(value, types.FunctionType):
-        _feed(digest, ["function", _code(value.__code__), value.__defaults__, value.__kwdefaults__])
-        closure = [cell.cell_contents for cell in value.__closure__ or ()]
-        _feed(digest, [_shallow(item) for item in closure])
+        _feed(digest, _function(value))
     elif isinstance(value, (types.BuiltinFunctionType, types.MethodType)):
         _feed(digest, ["callable", value.__module__ or "", value.__qualname__])
     elif hasattr(value, "content_key"):
@@ -66,19 +64,46 @@ def _code(code: types.CodeType) -> list[Any]:
 
 
 def _shallow(value: Any) -> Any:
-    # A closure over a module or another function is named, not followed: cycles are common there.
+    # A closure over a module, class or function is named, not followed: cycles are common there.
     if isinstance(value, types.ModuleType):
         return ["module", value.__name__]
     if isinstance(value, types.FunctionType):
         return ["function", _code(value.__code__)]
+    if isinstance(value, type):
+        return ["class", value.__module__, value.__qualname__]
     return value
 
 
-def _source(cls: type) -> str:
-    try:
-        return inspect.getsource(cls)
-    except (OSError, TypeError):
-        return ""  # defined at a prompt: its name and the operator's version must do
+def _function(function: types.FunctionType) -> list[Any]:
+    closure = []
+    for cell in function.__closure__ or ():
+        try:
+            closure.append(_shallow(cell.cell_contents))
+        except ValueError:  # not filled yet: a class being defined
+            closure.append(None)
+    code = _code(function.__code__)
+    return ["function", code, function.__defaults__, function.__kwdefaults__, closure]
+
+
+def _members(cls: type) -> list[Any]:
+    """Code and plain attributes of a class and its bases, save those of this library's kernel."""
+    found: list[Any] = []
+    for base in cls.__mro__:
+        if base is object or base.__module__.startswith("sage_prefect.kernel."):
+            continue
+        for name, member in sorted(vars(base).items()):
+            function = inspect.unwrap(member) if callable(member) else member
+            if isinstance(member, (staticmethod, classmethod)):
+                function = member.__func__
+            elif isinstance(member, property):
+                function = member.fget
+            if isinstance(function, types.FunctionType):
+                found.append([name, _function(function)])
+            elif not name.startswith("__") and isinstance(
+                member, (str, bytes, int, float, tuple, frozenset)
+            ):
+                found.append([name, member])
+    return found
 
 
 def _state(value: Any) -> Any:

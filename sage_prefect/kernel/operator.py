@@ -16,7 +16,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union
+from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa
 
@@ -25,7 +25,7 @@ from sage_prefect.kernel.fingerprint import fingerprint
 from sage_prefect.kernel.resources import Resources
 
 Cardinality = Literal["one", "many", "fewer"]
-Batches = Union[pa.RecordBatch, Iterable[pa.RecordBatch]]
+Batches: TypeAlias = "pa.RecordBatch | Iterable[pa.RecordBatch]"
 
 
 @dataclass(frozen=True)
@@ -345,7 +345,7 @@ def operator(name: str, **attributes: Any) -> _Declaration:
     for key in ("reads", "adds"):
         if isinstance(attributes.get(key), str):
             raise GraphError(
-                f"@operator({name!r}): {key}={attributes[key]!r} is a text, not a tuple of columns.",
+                f"@operator({name!r}): {key}={attributes[key]!r} is no tuple of columns.",
                 hint=f"Write {key}=({attributes[key]!r},).",
             )
     return _Declaration({"name": name, **attributes})

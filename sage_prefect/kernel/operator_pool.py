@@ -16,6 +16,9 @@ from sage_prefect.kernel.fingerprint import fingerprint
 from sage_prefect.kernel.operator import Operator, OperatorContext
 
 
+_Key = tuple[type[Operator], str]
+
+
 class OperatorPool:
     """Lends operators that are set up.
 
@@ -25,15 +28,18 @@ class OperatorPool:
 
     def __init__(self, idle: int = 16) -> None:
         self._idle_limit = idle
-        self._idle: OrderedDict[str, list[Operator]] = OrderedDict()
+        self._idle: OrderedDict[_Key, list[Operator]] = OrderedDict()
         self._lock = threading.Lock()
 
     @contextmanager
     def lend(self, operator: Operator, context: OperatorContext) -> Iterator[Operator]:
         """A set-up instance of ``operator``; taken back, or closed if its use failed."""
         # The run's id is no part of the key: a model stays loaded from one run to the next.
-        key = fingerprint(
-            [operator.content_key(), context.band, context.tenant, context.deadline_ms]
+        key = (
+            type(operator),
+            fingerprint(
+                [operator.content_key(), context.band, context.tenant, context.deadline_ms]
+            ),
         )
         instance = self._take(key)
         if instance is None:
@@ -57,7 +63,7 @@ class OperatorPool:
         for instance in idle:
             instance.close()
 
-    def _take(self, key: str) -> Operator | None:
+    def _take(self, key: _Key) -> Operator | None:
         with self._lock:
             instances = self._idle.get(key)
             if not instances:
@@ -67,7 +73,7 @@ class OperatorPool:
                 del self._idle[key]
             return instance
 
-    def _give(self, key: str, instance: Operator) -> None:
+    def _give(self, key: _Key, instance: Operator) -> None:
         retired: list[Operator] = []
         with self._lock:
             self._idle.setdefault(key, []).append(instance)

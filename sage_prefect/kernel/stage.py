@@ -220,8 +220,8 @@ class _Flow:
             receipt: Receipt = sink.write(  # type: ignore[attr-defined]
                 partition.key, partition.index, counted()
             )
-        except OperatorError:
-            raise
+        except (OperatorError, AccountingError):
+            raise  # from upstream: the sink only pulled
         except Exception as error:
             raise self.failure(sink, error) from error
         # The sink pulls the whole chain: its own time is what the others did not take.
