@@ -197,6 +197,13 @@ class VectorIndexError(SageError):
     """A vector index is missing or was used wrongly."""
 
 
+# -- benchmarks ---------------------------------------------------------------------------
+
+
+class BenchmarkError(SageError):
+    """A benchmark cannot be run, or its result cannot be reported or compared."""
+
+
 def is_retryable(error: BaseException) -> bool:
     """Whether repeating the same call may succeed (timeouts, 429, 5xx, lost connections)."""
     if isinstance(error, SageError):
