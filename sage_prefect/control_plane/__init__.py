@@ -1,1 +1,7 @@
-"""L1: the scheduler core: pure, synchronous, no I/O, no clock."""
+"""L1: the scheduler core. Pure and synchronous: events in, actions out; no I/O, no clock.
+
+``events`` is the schema; ``manager.ControlPlaneManager`` the state machine; ``request_classifier``
+turns an HTTP request into what the scheduler knows of it; ``ledger`` holds who runs where;
+``strategies`` are the policies by name. The gateway drives it with the wall clock, the simulator
+with virtual time.
+"""

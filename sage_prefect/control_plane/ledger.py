@@ -1,0 +1,162 @@
+"""Who runs where: engines, their windows, and the requests inside each.
+
+Load comes from this ledger alone: an engine's own gauges trail dispatch by seconds
+(vLLM issue 49538), which is long enough to pile hundreds of requests on one engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from sage_prefect.control_plane.events import EngineSpec, EngineState
+
+
+@dataclass(slots=True, eq=False)
+class EngineEntry:
+    """One engine as the scheduler sees it."""
+
+    spec: EngineSpec
+    state: EngineState = EngineState.READY
+    running: set[str] = field(default_factory=set)
+    """Ids of the requests inside it."""
+    last_turn: int = 0
+    """Number of the dispatch that it got last: orders engines by how long they wait for a turn."""
+    version: int = 0
+    """Rises with every change, so that an index can tell stale entries from live ones."""
+    leaving: bool = False
+    """Removed; stays until the requests inside it have ended."""
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.running)
+
+    @property
+    def room(self) -> int:
+        """Requests that it may take now."""
+        if self.leaving or self.state is not EngineState.READY:
+            return 0
+        return max(0, self.spec.max_concurrency - len(self.running))
+
+
+class Ledger:
+    """All engines by name and by model, and each running request's engine."""
+
+    def __init__(self) -> None:
+        self._engines: dict[str, EngineEntry] = {}
+        self._pools: dict[str, dict[str, EngineEntry]] = {}
+        self._turn = 0
+
+    # -- reading --------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[EngineEntry]:
+        return iter(self._engines.values())
+
+    def get(self, engine: str) -> EngineEntry | None:
+        """The engine of this name, also while it leaves."""
+        return self._engines.get(engine)
+
+    def pool(self, model: str) -> Mapping[str, EngineEntry]:
+        """The engines that serve ``model``, whatever their state; empty for an unknown model."""
+        return self._pools.get(model, {})
+
+    def models(self) -> list[str]:
+        """Names of all models that some engine serves."""
+        return sorted(self._pools)
+
+    def in_flight(self) -> int:
+        """Requests inside all engines."""
+        return sum(len(entry.running) for entry in self._engines.values())
+
+    # -- engines come and go --------------------------------------------------------------
+
+    def add(self, spec: EngineSpec) -> EngineEntry:
+        """Register an engine, or give a known one its new specification.
+
+        Requests still inside an engine of that name keep counting against its window.
+        """
+        entry = self._engines.get(spec.name)
+        if entry is None:
+            entry = self._engines[spec.name] = EngineEntry(spec)
+        else:
+            self._leave_pools(entry)
+            entry.spec, entry.state, entry.leaving = spec, EngineState.READY, False
+        for model in spec.models:
+            self._pools.setdefault(model, {})[spec.name] = entry
+        entry.version += 1
+        return entry
+
+    def remove(self, engine: str) -> EngineEntry | None:
+        """Take an engine out of all pools; it is forgotten once it is empty."""
+        entry = self._engines.get(engine)
+        if entry is None or entry.leaving:
+            return None
+        self._leave_pools(entry)
+        entry.leaving = True
+        entry.version += 1
+        self._forget_if_gone(entry)
+        return entry
+
+    def set_state(self, engine: str, state: EngineState) -> EngineEntry | None:
+        """Note an engine's state; None when it is unknown or the state is not new."""
+        entry = self._engines.get(engine)
+        if entry is None or entry.leaving or entry.state is state:
+            return None
+        entry.state = state
+        entry.version += 1
+        return entry
+
+    # -- requests enter and leave engines -------------------------------------------------
+
+    def charge(self, engine: str, request_id: str) -> EngineEntry:
+        """Put a request into an engine's window.
+
+        Raises:
+            RuntimeError: the window is full or the engine takes nothing: a policy broke its word.
+        """
+        entry = self._engines[engine]
+        if entry.room < 1 or request_id in entry.running:
+            raise RuntimeError(
+                f"dispatch of {request_id!r} to engine {engine!r} over its window "
+                f"({entry.in_flight}/{entry.spec.max_concurrency}, {entry.state.value}). "
+                "This is a bug."
+            )
+        entry.running.add(request_id)
+        self._turn += 1
+        entry.last_turn = self._turn
+        entry.version += 1
+        return entry
+
+    def settle(self, engine: str, request_id: str) -> EngineEntry:
+        """Take a request out of its engine's window.
+
+        Raises:
+            RuntimeError: it is not there: the manager's books are wrong.
+        """
+        entry = self._engines.get(engine)
+        if entry is None or request_id not in entry.running:
+            raise RuntimeError(
+                f"request {request_id!r} is not in engine {engine!r}. This is a bug."
+            )
+        entry.running.remove(request_id)
+        entry.version += 1
+        self._forget_if_gone(entry)
+        return entry
+
+    # -- inside ---------------------------------------------------------------------------
+
+    def _leave_pools(self, entry: EngineEntry) -> None:
+        for model in entry.spec.models:
+            pool = self._pools.get(model)
+            if pool is not None:
+                pool.pop(entry.name, None)
+                if not pool:
+                    del self._pools[model]
+
+    def _forget_if_gone(self, entry: EngineEntry) -> None:
+        if entry.leaving and not entry.running and self._engines.get(entry.name) is entry:
+            del self._engines[entry.name]

@@ -1,0 +1,466 @@
+"""ControlPlaneManager: the state machine. Events in, actions out; time is an argument.
+
+Every arrival ends in exactly one of: done, failed, rejected, cancelled. Events from the outside
+world never raise: one that makes no sense (unknown request or engine, duplicate, late) changes
+nothing and is counted in ``ignored``. A ``RuntimeError`` from here is a bug in SAGE.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from sage_prefect.control_plane.events import (
+    Abort,
+    Action,
+    Arrival,
+    Cancel,
+    Dispatch,
+    Done,
+    EngineAdded,
+    EngineRemoved,
+    EngineReport,
+    EngineState,
+    Event,
+    Failed,
+    FailureCause,
+    FirstToken,
+    Limits,
+    LimitsChanged,
+    PolicyChanged,
+    Progress,
+    Reject,
+    SetTimer,
+    Timer,
+)
+from sage_prefect.control_plane.ledger import EngineEntry, Ledger
+from sage_prefect.control_plane.scheduled_request import ScheduledRequest, State
+from sage_prefect.control_plane.strategies import POLICIES, make_policy
+
+_MAX_KNOWN_LISTED = 20
+_UNAVAILABLE_RETRY_S = 2  # a supervised engine is usually back within seconds
+_RATE_TIME_CONSTANT_S = 5.0
+
+
+class ControlPlaneManager:
+    """Admission, queue, dispatch and books of all requests.
+
+    Args:
+        policy: name of the scheduling policy.
+        limits: caps of queue and retries.
+        remember: how many ended requests :meth:`explain` still knows.
+
+    Raises:
+        UnknownNameError: the policy is not known.
+    """
+
+    def __init__(
+        self, policy: str = "fifo", limits: Limits | None = None, *, remember: int = 1024
+    ) -> None:
+        self.ledger = Ledger()
+        self.limits = limits or Limits()
+        self.policy = make_policy(policy, self.ledger)
+        self.ignored = 0
+        """Events that made no sense; they changed nothing."""
+        self.queued_bytes = 0
+        self._remember = remember
+        self._now = -math.inf
+        self._seq = 0
+        self._live: dict[str, ScheduledRequest] = {}
+        self._ended: OrderedDict[str, ScheduledRequest] = OrderedDict()
+        self._expiry: list[tuple[float, int, str]] = []
+        self._timer_at = math.inf
+        self._rate = 0.0
+        self._rate_at = 0.0
+        self._handlers: dict[type, Callable[[Any, float], list[Action]]] = {
+            Arrival: self._on_arrival,
+            FirstToken: self._on_first_token,
+            Progress: self._on_progress,
+            Done: self._on_done,
+            Failed: self._on_failed,
+            Cancel: self._on_cancel,
+            EngineReport: self._on_engine_report,
+            EngineAdded: self._on_engine_added,
+            EngineRemoved: self._on_engine_removed,
+            PolicyChanged: self._on_policy_changed,
+            LimitsChanged: self._on_limits_changed,
+            Timer: self._on_timer,
+        }
+
+    # -- the one door in ------------------------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take an event at time ``now`` (seconds, monotonic) and say what to do, in order."""
+        # A clock that steps back stands still here: no wait is ever negative.
+        if now > self._now:
+            self._now = now
+        return self._handlers[type(event)](event, self._now)
+
+    # -- reading --------------------------------------------------------------------------
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for an engine."""
+        return len(self.policy)
+
+    @property
+    def running(self) -> int:
+        """Requests inside engines."""
+        return self.ledger.in_flight()
+
+    def explain(self, request_id: str) -> dict[str, Any] | None:
+        """What was decided about a request and why; None when it is unknown or forgotten."""
+        request = self._live.get(request_id) or self._ended.get(request_id)
+        return None if request is None else request.story()
+
+    # -- requests -------------------------------------------------------------------------
+
+    def _on_arrival(self, event: Arrival, now: float) -> list[Action]:
+        info = event.request
+        if info.request_id in self._live:
+            return self._ignore()
+        pool = self.ledger.pool(info.model)
+        request = ScheduledRequest(info, self._seq, now)
+        self._seq += 1
+        self._live[info.request_id] = request
+        if not pool:
+            return [self._refuse(request, 404, "model_not_found", self._unknown_model(info.model))]
+        if not any(entry.state is EngineState.READY for entry in pool.values()):
+            return [self._refuse_unavailable(request)]
+        if info.deadline is not None and info.deadline <= now:
+            return [
+                self._refuse(
+                    request, 504, "deadline_exceeded", "The request's deadline had passed already."
+                )
+            ]
+        self._enqueue(request, now)
+        actions = self._pump(now)
+        if self._is_queued(request):
+            limits = self.limits
+            over_count = len(self.policy) > limits.max_queued_requests
+            over_bytes = self.queued_bytes > limits.max_queued_bytes
+            if over_count or over_bytes:
+                self._dequeue(request)
+                what = (
+                    f"{limits.max_queued_requests} requests"
+                    if over_count
+                    else f"{limits.max_queued_bytes} bytes"
+                )
+                actions.append(
+                    self._refuse(
+                        request,
+                        429,
+                        "queue_full",
+                        f"The gateway's queue is full ({what}).",
+                        retry_after=self._retry_after(now),
+                    )
+                )
+            else:
+                self._wait(request, now, actions)
+        return actions
+
+    def _on_first_token(self, event: FirstToken, now: float) -> list[Action]:
+        request = self._live.get(event.request_id)
+        if request is None or request.state != "running":
+            return self._ignore()
+        request.first_token_at = now
+        return []
+
+    def _on_progress(self, event: Progress, now: float) -> list[Action]:
+        request = self._live.get(event.request_id)
+        if request is None or request.state != "running" or event.chunks < 0:
+            return self._ignore()
+        request.chunks += event.chunks
+        return []
+
+    def _on_done(self, event: Done, now: float) -> list[Action]:
+        request = self._live.get(event.request_id)
+        if request is None or request.state != "running" or request.engine is None:
+            return self._ignore()
+        self._settle(request)
+        self._count_drained(now)
+        request.note(
+            now, "done", prompt_tokens=event.prompt_tokens, output_tokens=event.output_tokens
+        )
+        self._end(request, "done")
+        return self._pump(now)
+
+    def _on_failed(self, event: Failed, now: float) -> list[Action]:
+        request = self._live.get(event.request_id)
+        if request is None or request.state != "running" or request.engine != event.engine:
+            return self._ignore()
+        self._settle(request)
+        request.tried = request.tried | {event.engine}
+        request.note(
+            now, "attempt failed", engine=event.engine, cause=event.cause.value, why=event.message
+        )
+        others = event.retryable and any(
+            entry.state is EngineState.READY and name not in request.tried
+            for name, entry in self.ledger.pool(request.info.model).items()
+        )
+        if others and request.attempts <= self.limits.max_retries:
+            request.engine = None
+            request.state = "queued"
+            self._enqueue(request, now)
+            actions = self._pump(now)
+            if self._is_queued(request):
+                self._wait(request, now, actions)
+            return actions
+        self._end(request, "failed")
+        return [_failure_reply(event), *self._pump(now)]
+
+    def _on_cancel(self, event: Cancel, now: float) -> list[Action]:
+        request = self._live.get(event.request_id)
+        if request is None:
+            return self._ignore()
+        request.note(now, "cancelled", while_=request.state)
+        actions: list[Action] = []
+        if request.state == "queued":
+            self._dequeue(request)
+        elif request.engine is not None:
+            actions.append(Abort(event.request_id, request.engine, "client gone"))
+            self._settle(request)
+        self._end(request, "cancelled")
+        return actions + self._pump(now)
+
+    # -- engines --------------------------------------------------------------------------
+
+    def _on_engine_added(self, event: EngineAdded, now: float) -> list[Action]:
+        spec = event.spec
+        if not spec.name or not spec.models or spec.max_concurrency < 1:
+            return self._ignore()
+        known = self.ledger.get(spec.name)
+        dropped = set(known.spec.models) - set(spec.models) if known is not None else set()
+        self.policy.engine_changed(self.ledger.add(spec))
+        return self._pump(now) + self._refuse_orphans(dropped)
+
+    def _on_engine_removed(self, event: EngineRemoved, now: float) -> list[Action]:
+        entry = self.ledger.get(event.engine)
+        if entry is None:
+            return self._ignore()
+        actions: list[Action] = []
+        if event.abort:
+            # The driver answers each Abort with Failed or Done; the books close then.
+            actions += [Abort(r, event.engine, "engine removed") for r in sorted(entry.running)]
+        removed = self.ledger.remove(event.engine)
+        if removed is not None:
+            self.policy.engine_changed(removed)
+            actions += self._refuse_orphans(set(removed.spec.models))
+        return actions
+
+    def _on_engine_report(self, event: EngineReport, now: float) -> list[Action]:
+        entry = self.ledger.get(event.engine)
+        if entry is None or entry.leaving:
+            return self._ignore()
+        changed = self.ledger.set_state(event.engine, event.state)
+        if changed is None:
+            return []
+        self.policy.engine_changed(changed)
+        return self._pump(now)
+
+    def _refuse_orphans(self, models: set[str]) -> list[Action]:
+        """Requests that wait for a model which no engine serves any more."""
+        refused: list[Action] = []
+        for model in sorted(models):
+            if self.ledger.pool(model):
+                continue
+            for request in self.policy.waiting_for(model):
+                self._dequeue(request)
+                refused.append(self._refuse_unavailable(request))
+        return refused
+
+    # -- configuration and time -----------------------------------------------------------
+
+    def _on_policy_changed(self, event: PolicyChanged, now: float) -> list[Action]:
+        if event.policy not in POLICIES:
+            return self._ignore()
+        before, after = self.policy, make_policy(event.policy, self.ledger)
+        for request in before.pending():
+            request.note(now, "policy changed", policy=event.policy)
+            after.add(request, now)
+        self.policy = after
+        return self._pump(now)
+
+    def _on_limits_changed(self, event: LimitsChanged, now: float) -> list[Action]:
+        self.limits = event.limits
+        return []
+
+    def _on_timer(self, event: Timer, now: float) -> list[Action]:
+        if now >= self._timer_at:
+            self._timer_at = math.inf
+        actions: list[Action] = []
+        while self._expiry and self._expiry[0][0] <= now:
+            _, seq, request_id = heapq.heappop(self._expiry)
+            request = self._live.get(request_id)
+            if (
+                request is None
+                or request.seq != seq
+                or request.state != "queued"
+                or request.give_up_at > now
+            ):
+                continue
+            self._dequeue(request)
+            actions.append(self._refuse_late(request, now))
+        self._arm(actions)
+        return actions
+
+    # -- inside ---------------------------------------------------------------------------
+
+    def _pump(self, now: float) -> list[Action]:
+        actions: list[Action] = []
+        if not len(self.policy):
+            return actions
+        while (picked := self.policy.next_dispatch(now)) is not None:
+            request, entry = picked
+            info = request.info
+            self.queued_bytes -= info.body_bytes
+            if request.give_up_at <= now:
+                actions.append(self._refuse_late(request, now))
+                continue
+            request.note(
+                now,
+                "dispatched",
+                engine=entry.spec.name,
+                policy=self.policy.name,
+                candidates=self.policy.candidates(request),
+            )
+            self.ledger.charge(entry.spec.name, info.request_id)
+            request.state = "running"
+            request.engine = entry.spec.name
+            request.attempts += 1
+            self.policy.engine_changed(entry)
+            actions.append(Dispatch(info.request_id, entry.spec.name, request.attempts))
+        return actions
+
+    @staticmethod
+    def _is_queued(request: ScheduledRequest) -> bool:
+        return request.state == "queued"
+
+    def _enqueue(self, request: ScheduledRequest, now: float) -> None:
+        self.queued_bytes += request.info.body_bytes
+        request.queued_at = now
+        request.give_up_at = math.inf
+        self.policy.add(request, now)
+
+    def _dequeue(self, request: ScheduledRequest) -> None:
+        self.policy.remove(request)
+        self.queued_bytes -= request.info.body_bytes
+
+    def _wait(self, request: ScheduledRequest, now: float, actions: list[Action]) -> None:
+        """The request stays in the queue: note why, and until when."""
+        request.give_up_at = request.queued_at + self.limits.queue_timeout_s
+        if request.info.deadline is not None:
+            request.give_up_at = min(request.give_up_at, request.info.deadline)
+        heapq.heappush(self._expiry, (request.give_up_at, request.seq, request.info.request_id))
+        request.note(
+            now,
+            "queued",
+            why="no engine of this model has room",
+            ahead=len(self.policy) - 1,
+            candidates=self.policy.candidates(request),
+        )
+        self._arm(actions)
+
+    def _arm(self, actions: list[Action]) -> None:
+        while self._expiry:
+            at, seq, request_id = self._expiry[0]
+            request = self._live.get(request_id)
+            if request is not None and request.seq == seq and request.state == "queued":
+                if at < self._timer_at:
+                    self._timer_at = at
+                    actions.append(SetTimer(at))
+                return
+            heapq.heappop(self._expiry)
+
+    def _settle(self, request: ScheduledRequest) -> EngineEntry:
+        if request.engine is None:
+            raise RuntimeError(f"request {request.request_id!r} runs nowhere. This is a bug.")
+        entry = self.ledger.settle(request.engine, request.info.request_id)
+        self.policy.engine_changed(entry)
+        return entry
+
+    def _end(self, request: ScheduledRequest, state: State) -> None:
+        request.state = state
+        request_id = request.info.request_id
+        del self._live[request_id]
+        if self._remember:
+            self._ended[request_id] = request
+            if len(self._ended) > self._remember:
+                self._ended.popitem(last=False)
+
+    def _refuse(
+        self,
+        request: ScheduledRequest,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        retry_after: int | None = None,
+    ) -> Reject:
+        request.note(self._now, "rejected", status=status, code=code)
+        self._end(request, "rejected")
+        return Reject(request.info.request_id, status, code, message, retry_after)
+
+    def _refuse_late(self, request: ScheduledRequest, now: float) -> Reject:
+        return self._refuse(
+            request,
+            503,
+            "queue_timeout",
+            f"No engine took the request within {now - request.queued_at:.1f} s.",
+            retry_after=self._retry_after(now),
+        )
+
+    def _refuse_unavailable(self, request: ScheduledRequest) -> Reject:
+        model = request.info.model
+        states = ", ".join(
+            f"{entry.name} is {entry.state.value}"
+            for entry in list(self.ledger.pool(model).values())[:_MAX_KNOWN_LISTED]
+        )
+        return self._refuse(
+            request,
+            503,
+            "no_engine_available",
+            f"No engine for model {model!r} is available ({states or 'all were removed'}).",
+            retry_after=_UNAVAILABLE_RETRY_S,
+        )
+
+    def _unknown_model(self, model: str) -> str:
+        known = self.ledger.models()
+        listed = ", ".join(known[:_MAX_KNOWN_LISTED]) or "none"
+        more = (
+            f" and {len(known) - _MAX_KNOWN_LISTED} more" if len(known) > _MAX_KNOWN_LISTED else ""
+        )
+        shown = model if len(model) <= 100 else model[:100] + "..."
+        return f"The model {shown!r} does not exist. Known models: {listed}{more}."
+
+    def _count_drained(self, now: float) -> None:
+        # Completions per second, exponentially forgotten.
+        self._rate *= math.exp(-(now - self._rate_at) / _RATE_TIME_CONSTANT_S)
+        self._rate += 1.0 / _RATE_TIME_CONSTANT_S
+        self._rate_at = now
+
+    def _retry_after(self, now: float) -> int:
+        """Seconds until what is queued now will have drained, from the present rate."""
+        rate = self._rate * math.exp(-(now - self._rate_at) / _RATE_TIME_CONSTANT_S)
+        if rate <= 1e-9:
+            return 30
+        return max(1, min(60, math.ceil(len(self.policy) / rate)))
+
+    def _ignore(self) -> list[Action]:
+        self.ignored += 1
+        return []
+
+
+def _failure_reply(event: Failed) -> Reject:
+    status = 504 if event.cause is FailureCause.TIMEOUT else 502
+    message = event.message or f"Engine {event.engine!r} failed ({event.cause.value})."
+    return Reject(
+        event.request_id,
+        status,
+        "engine_timeout" if status == 504 else "engine_failed",
+        message,
+        engine=event.engine,
+    )

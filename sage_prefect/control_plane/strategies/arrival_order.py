@@ -1,0 +1,130 @@
+"""First come, first served, per model: the queue that the plain policies share.
+
+Each model has its own line, so that a model whose engines are full does not hold up the others.
+An engine that serves several models takes the oldest request of all their lines.
+"""
+
+from __future__ import annotations
+
+import heapq
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+from sage_prefect.control_plane.ledger import EngineEntry, Ledger
+from sage_prefect.control_plane.scheduled_request import ScheduledRequest
+from sage_prefect.control_plane.strategies.base import SchedulingPolicy
+from sage_prefect.control_plane.strategies.placement import Key, PlacementIndex
+
+_EXPLAINED = 8  # engines that one decision lists; a bound, so that a decision stays O(log n)
+
+
+class _Line:
+    """The queued requests of one model; removal is lazy."""
+
+    __slots__ = ("heap", "waiting")
+
+    def __init__(self) -> None:
+        self.heap: list[tuple[int, str]] = []
+        self.waiting: dict[str, ScheduledRequest] = {}
+
+    def push(self, request: ScheduledRequest) -> None:
+        self.waiting[request.info.request_id] = request
+        heapq.heappush(self.heap, (request.seq, request.info.request_id))
+
+    def remove(self, request: ScheduledRequest) -> None:
+        if self.waiting.get(request.info.request_id) is not request:
+            return
+        del self.waiting[request.info.request_id]
+        if len(self.heap) > 64 and len(self.heap) > 2 * len(self.waiting):
+            self.heap = [(r.seq, r.info.request_id) for r in self.waiting.values()]
+            heapq.heapify(self.heap)
+
+    def head(self) -> ScheduledRequest | None:
+        while self.heap:
+            seq, request_id = self.heap[0]
+            request = self.waiting.get(request_id)
+            if request is not None and request.seq == seq:
+                return request
+            heapq.heappop(self.heap)
+        return None
+
+
+class ArrivalOrderPolicy(SchedulingPolicy):
+    """Oldest request first; a subclass says which engine is best by :meth:`placement_key`."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__(ledger)
+        self._lines: dict[str, _Line] = {}
+        self._size = 0
+        self._placement = PlacementIndex(ledger, self.placement_key)
+        # Models whose head may have become dispatchable since the last look.
+        self._touched: set[str] = set()
+
+    @abstractmethod
+    def placement_key(self, entry: EngineEntry) -> Key:
+        """An engine's score; the smallest wins."""
+
+    def add(self, request: ScheduledRequest, now: float) -> None:
+        model = request.info.model
+        line = self._lines.get(model)
+        if line is None:
+            line = self._lines[model] = _Line()
+        line.push(request)
+        self._size += 1
+        self._touched.add(model)
+
+    def remove(self, request: ScheduledRequest) -> None:
+        line = self._lines.get(request.info.model)
+        if line is None or request.info.request_id not in line.waiting:
+            return
+        line.remove(request)
+        self._size -= 1
+        if not line.waiting:
+            del self._lines[request.info.model]
+
+    def next_dispatch(self, now: float) -> tuple[ScheduledRequest, EngineEntry] | None:
+        chosen: tuple[ScheduledRequest, EngineEntry] | None = None
+        for model in list(self._touched):
+            line = self._lines.get(model)
+            head = line.head() if line is not None else None
+            entry = self._placement.best(model, head.tried) if head is not None else None
+            if head is None or entry is None:
+                self._touched.discard(model)
+            elif chosen is None or head.seq < chosen[0].seq:
+                chosen = (head, entry)
+        if chosen is not None:
+            self.remove(chosen[0])
+        return chosen
+
+    def engine_changed(self, entry: EngineEntry) -> None:
+        self._placement.update(entry)
+        if self._lines and entry.room > 0:
+            self._touched.update(model for model in entry.spec.models if model in self._lines)
+
+    def pending(self) -> Iterator[ScheduledRequest]:
+        everything = [r for line in self._lines.values() for r in line.waiting.values()]
+        return iter(sorted(everything, key=lambda request: request.seq))
+
+    def waiting_for(self, model: str) -> list[ScheduledRequest]:
+        line = self._lines.get(model)
+        return [] if line is None else sorted(line.waiting.values(), key=lambda r: r.seq)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def candidates(self, request: ScheduledRequest) -> list[dict[str, Any]]:
+        listed: list[dict[str, Any]] = []
+        for entry in self.ledger.pool(request.info.model).values():
+            if len(listed) == _EXPLAINED:
+                break
+            listed.append(
+                {
+                    "engine": entry.spec.name,
+                    "state": entry.state.value,
+                    "in_flight": len(entry.running),
+                    "window": entry.spec.max_concurrency,
+                    "score": self.placement_key(entry),
+                }
+            )
+        return listed
