@@ -168,7 +168,7 @@ def validate(content: Mapping[str, Any], where: str = "manifest") -> Manifest:
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
         raise CorruptFileError(
-            f"{where} has schema version {version!r}; this SAGE reads {SCHEMA_VERSION}.",
+            f"{where} has schema_version {version!r}; this SAGE reads {SCHEMA_VERSION}.",
             hint="Read it with the SAGE version that wrote it (its field sage_version).",
         )
     try:

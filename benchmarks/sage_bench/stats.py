@@ -197,7 +197,8 @@ def _enclosing(estimate: float, low: float, high: float, n: int, confidence: flo
 
 def _expanded_tail(n: int, confidence: float) -> float:
     t = student_quantile((1 + confidence) / 2, n - 1)
-    return _NORMAL.cdf(-math.sqrt(n / (n - 1)) * t)
+    # Two rounds give a level of zero, which has no normal quantile; this one is as good.
+    return max(_NORMAL.cdf(-math.sqrt(n / (n - 1)) * t), 1e-12)
 
 
 def student_quantile(p: float, freedom: int) -> float:
