@@ -1,0 +1,1 @@
+"""Plain text out of documents: encodings, markup, pages, source files."""

@@ -1,0 +1,126 @@
+"""``Chunk``: one document in, its chunks out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from sage_prefect.common.errors import GraphError
+from sage_prefect.kernel.operator import Batches, Operator
+from sage_prefect.libs.chunking import check_budget, split
+from sage_prefect.libs.headings import find_headings
+from sage_prefect.libs.tokens import SPECIAL_TOKENS, count_tokens, token_counts
+from sage_prefect.middleware.columns import column, texts
+
+# A title or heading before a chunk may take this share of its tokens.
+_CONTEXT_SHARE = 0.25
+
+
+class Chunk(Operator):
+    """Cut the text of each row into chunks of bounded token count, one row each.
+
+    Other columns are repeated. ``text`` is replaced by the chunk; ``chunk`` (int32) counts from 0
+    within the row, ``chunk_id`` is ``"<source>#<chunk>"``. A text that fits stays as it is; a blank
+    one gives no rows.
+
+    Args:
+        max_tokens: bound per chunk, the encoder's special tokens included (256 is what MiniLM
+            reads; it would ignore the rest). Counted approximately, see
+            :mod:`sage_prefect.libs.tokens`.
+        overlap: tokens that a chunk repeats from the one before.
+        column: the text to cut.
+        id_column: names the row in ``chunk_id``; its values should be unique.
+        context: put the title (column ``title``, if there) and the path of headings before each
+            chunk of a text that had to be cut, so that a chunk says what it is about.
+
+    Raises:
+        GraphError: the budget cannot be kept.
+    """
+
+    name = "chunk"
+    cardinality = "many"
+    row_cost_s = 2e-4
+
+    def __init__(
+        self,
+        max_tokens: int = 256,
+        overlap: int = 32,
+        column: str = "text",
+        id_column: str = "source",
+        context: bool = True,
+    ) -> None:
+        try:
+            check_budget(max_tokens - SPECIAL_TOKENS, overlap)
+        except ValueError as error:
+            raise GraphError(f"Chunk: {error}") from None
+        self.max_tokens = max_tokens
+        self.overlap = overlap
+        self.column = column
+        self.id_column = id_column
+        self.with_context = context
+        self.reads = (column, id_column)
+        self.adds = (column, "chunk", "chunk_id")
+
+    def process(self, batch: pa.RecordBatch) -> Batches:
+        identities = column(self.name, batch, self.id_column).to_pylist()
+        titles: list[str | None] = [None] * batch.num_rows
+        if self.with_context and "title" in batch.schema.names and self.column != "title":
+            titles = texts(self.name, batch, "title")
+        origin: list[int] = []
+        numbers: list[int] = []
+        chunks: list[str] = []
+        for row, text in enumerate(texts(self.name, batch, self.column)):
+            for number, chunk in enumerate(self._chunks(text or "", titles[row] or "")):
+                origin.append(row)
+                numbers.append(number)
+                chunks.append(chunk)
+        # The long texts are dropped before rows are repeated.
+        kept = [name for name in batch.schema.names if name not in self.adds]
+        rows = np.array(origin, dtype=np.int64)
+        arrays = {name: batch.column(name).take(pa.array(rows)) for name in kept}
+        made = {
+            self.column: pa.array(chunks, pa.string()),
+            "chunk": pa.array(numbers, pa.int32()),
+            "chunk_id": pa.array(
+                [f"{identities[row]}#{n}" for row, n in zip(origin, numbers, strict=True)],
+                pa.string(),
+            ),
+        }
+        order = [name for name in batch.schema.names if name in kept or name == self.column]
+        order += [name for name in made if name not in order]
+        every = {**arrays, **made}
+        return pa.RecordBatch.from_arrays([every[name] for name in order], names=order)
+
+    def _chunks(self, text: str, title: str) -> list[str]:
+        budget = self.max_tokens - SPECIAL_TOKENS
+        headings = find_headings(text)
+        spans = list(split(text, budget, self.overlap, headings))
+        if len(spans) < 2 or not self.with_context:
+            return [text[span.start : span.stop] for span in spans]
+        paths = {span.heading for span in spans}
+        contexts = {path: self._context(title, path) for path in paths}
+        reserve = max(count_tokens(context) for context in contexts.values())
+        if reserve:
+            budget -= reserve
+            spans = list(split(text, budget, min(self.overlap, budget // 2), headings))
+        chunks = []
+        for span in spans:
+            chunk = text[span.start : span.stop]
+            context = contexts.get(span.heading)
+            if context is None:
+                context = _fitting(self._context(title, span.heading), reserve)
+            shown = title and chunk.startswith(title)
+            chunks.append(f"{context}\n{chunk}" if context and not shown else chunk)
+        return chunks
+
+    def _context(self, title: str, path: str) -> str:
+        parts = [part for part in (title, path) if part]
+        limit = int((self.max_tokens - SPECIAL_TOKENS) * _CONTEXT_SHARE)
+        return _fitting(" > ".join(dict.fromkeys(parts)), limit)
+
+
+def _fitting(text: str, max_tokens: int) -> str:
+    """The beginning of ``text`` that has at most ``max_tokens`` tokens, on one line."""
+    line = " ".join(text[: max_tokens * 16].split())
+    counts = token_counts(line)
+    return line[: int(np.searchsorted(counts, np.int32(max_tokens), side="right"))].rstrip()
