@@ -83,6 +83,7 @@ class Experiment(ABC):
     quick_rounds: ClassVar[int] = 2
     warmup: ClassVar[int] = 1
     order: ClassVar[Order] = "ABBA"
+    pause_s: ClassVar[float] = 0.0  # rest before each measurement
 
     @abstractmethod
     def prepare(

@@ -50,12 +50,16 @@ def interleave(
     rounds: int,
     warmup: int = 1,
     order: Order = "ABBA",
+    pause_s: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Measurement]:
     """Measure all systems of all cases, round by round; yields each measurement as it is made.
 
     Warm-up rounds are yielded too, marked as such. A system that raises yields a measurement with
     the error: it counts as a failure of that round and is never left out.
+
+    Args:
+        pause_s: seconds of rest before each measurement, where what ran before may still spin.
 
     Raises:
         BenchmarkError: fewer than one round, or a case without exactly one peer.
@@ -68,6 +72,8 @@ def interleave(
             # Warm-up needs no noise row: it would warm the same system twice.
             systems = [s for s in case.systems if number >= 0 or s.role != "noise"]
             for position, system in enumerate(turn(systems, number, order)):
+                if pause_s:
+                    time.sleep(pause_s)
                 yield _measure(case.name, system, number, position, clock)
 
 

@@ -148,6 +148,7 @@ class Manifest(_Part):
     warmup: Warmup
     rounds: int
     order: str
+    pause_s: float
     slo: dict[str, float]
     raw_files: list[str]
 

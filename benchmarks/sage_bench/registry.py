@@ -11,6 +11,7 @@ from sage_prefect.common.errors import UnknownNameError
 # name -> module (loaded on use: an experiment may need Prefect, Dask or torch) and class
 EXPERIMENTS = {
     "imports": ("sage_bench.experiments.imports", "Imports"),
+    "vectors": ("sage_bench.experiments.vectors", "VectorSearch"),
 }
 
 

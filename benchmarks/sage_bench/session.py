@@ -167,7 +167,11 @@ def _measure(
     measurements: list[Measurement] = []
     report("warm-up", 0, turns)
     for measurement in interleave(
-        setup.cases, rounds=rounds, warmup=experiment.warmup, order=experiment.order
+        setup.cases,
+        rounds=rounds,
+        warmup=experiment.warmup,
+        order=experiment.order,
+        pause_s=experiment.pause_s,
     ):
         folder.append(MEASUREMENTS, measurement.to_json())
         measurements.append(measurement)
@@ -226,6 +230,7 @@ def _manifest(
         "warmup": {"rounds": experiment.warmup},
         "rounds": experiment.rounds_of(config),
         "order": experiment.order,
+        "pause_s": experiment.pause_s,
         "slo": setup.slo,
         "raw_files": [*extra, f"{MEASUREMENTS}.jsonl"],
     }

@@ -77,6 +77,7 @@ def manifest(tmp_path: Path) -> dict[str, Any]:
         "warmup": {"rounds": 1},
         "rounds": 5,
         "order": "ABBA",
+        "pause_s": 0.0,
         "slo": {},
         "raw_files": ["measurements.jsonl"],
     }
