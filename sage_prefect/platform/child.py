@@ -105,20 +105,6 @@ async def end_service(child: Child, marker: str, service: str, stop_timeout_s: f
     return child.reap()
 
 
-async def end_strays(marker: str, leaders: Sequence[ProcessId], timeout_s: float) -> int:
-    """End everything that a former supervisor left behind; how many processes that were."""
-    strays = members(marker, sessions=leaders)
-    count = len(strays)
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_s
-    send(strays, signal.SIGTERM)
-    await _gone(strays, deadline)
-    while strays := members(marker, sessions=leaders):
-        send(strays, signal.SIGKILL)
-        await _gone(strays, loop.time() + 2.0)
-    return count
-
-
 async def _gone(processes: Sequence[ProcessId], deadline: float) -> None:
     loop = asyncio.get_running_loop()
     # Polled: most of these processes are not our children, so nobody tells us of their end.

@@ -11,10 +11,13 @@ import ctypes
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from sage_prefect.common.paths import state_dir
 
 MARKER = "SAGE_SUPERVISOR"
 SERVICE_MARKER = "SAGE_SERVICE"
@@ -120,6 +123,33 @@ def reap_adopted(own: Iterable[int]) -> None:
                 os.waitpid(stat.pid, os.WNOHANG)
             except ChildProcessError:
                 continue  # reaped meanwhile
+
+
+def end_strays(
+    marker: str | None = None, leaders: Iterable[ProcessId] = (), *, timeout_s: float = 10.0
+) -> int:
+    """End what a killed supervisor left behind: SIGTERM, then SIGKILL. Only while none runs.
+
+    Args:
+        marker: the value of ``SAGE_SUPERVISOR``; default: this user's state directory.
+        leaders: session leaders that its registry recorded.
+        timeout_s: from SIGTERM to SIGKILL.
+
+    Returns:
+        How many processes were ended.
+    """
+    marker = str(state_dir()) if marker is None else marker
+    leaders = list(leaders)
+    ended: set[ProcessId] = set()
+    number, deadline = signal.SIGTERM, time.monotonic() + timeout_s
+    while strays := members(marker, sessions=leaders):
+        if time.monotonic() > deadline:
+            number = signal.SIGKILL
+        if number is signal.SIGKILL or not ended.issuperset(strays):
+            send(strays, number)
+        ended.update(strays)
+        time.sleep(0.05)
+    return len(ended)
 
 
 def become_subreaper() -> None:

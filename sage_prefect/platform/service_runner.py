@@ -221,7 +221,8 @@ class ServiceRunner:
                 return f"it was not ready within {limit:g} s: {answer}." + self._tail()
             if now - said >= _STILL_WAITING_S:
                 said = now
-                self._say(f"starting since {now - begun:.0f} s: {answer}")
+                news = service_logs.tail(self.name, 1, since=self._log_offset) or [answer]
+                self._say(f"starting since {now - begun:.0f} s: {news[-1].strip()[:160]}")
             await self._pause(self.spec.probe_period_s)
         return None
 

@@ -30,7 +30,6 @@ from sage_prefect.common.logs import configure_logging
 from sage_prefect.common.paths import state_dir
 from sage_prefect.common.ports import SagePorts, choose_port, is_free
 from sage_prefect.platform import registry
-from sage_prefect.platform.child import end_strays
 from sage_prefect.platform.control_server import ControlServer
 from sage_prefect.platform.gateway_registrar import GatewayRegistrar
 from sage_prefect.platform.gpus import GpuLedger, list_gpus
@@ -39,6 +38,7 @@ from sage_prefect.platform.processes import (
     SERVICE_MARKER,
     ProcessId,
     become_subreaper,
+    end_strays,
     identify,
     reap_adopted,
 )
@@ -71,14 +71,14 @@ class Supervisor:
 
     # -- operations -----------------------------------------------------------------------
 
-    async def adopt_former(self) -> None:
+    def adopt_former(self) -> None:
         """End what a former supervisor left, and remember what it was told to run.
 
         Raises:
             ServiceError: the registry is damaged or cannot be written.
         """
         former = registry.read_registry()
-        count = await end_strays(self.marker, former.leaders(), timeout_s=10.0)
+        count = end_strays(self.marker, former.leaders())
         if count:
             log.warning("ended %d processes that a former supervisor left behind", count)
         for record in former.services.values():
@@ -429,7 +429,7 @@ async def serve(idle_exit_s: float) -> None:
     limits = httpx.Limits(max_keepalive_connections=0)
     async with httpx.AsyncClient(trust_env=False, limits=limits) as client:
         supervisor = Supervisor(GpuLedger(list_gpus()), client)
-        await supervisor.adopt_former()
+        supervisor.adopt_former()
 
         def on_signal() -> None:
             log.info("told to stop")

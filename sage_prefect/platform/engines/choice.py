@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from sage_prefect.platform.engines import driver
-from sage_prefect.platform.engines.base import EngineDriver
+from sage_prefect.platform.engines.base import EngineDriver, EngineOptions
 from sage_prefect.platform.gpus import list_gpus
 from sage_prefect.platform.models import resolve
+from sage_prefect.platform.service import ServiceSpec
+
+log = logging.getLogger(__name__)
 
 
 def choose_llm_driver(model: str) -> tuple[EngineDriver, str]:
@@ -16,7 +21,7 @@ def choose_llm_driver(model: str) -> tuple[EngineDriver, str]:
 
     Raises:
         ModelNotFoundError: the model is not on this machine.
-        ServiceError: no driver that could load it can run; says why.
+        ServiceError: only vLLM could load the model, and it cannot run here.
     """
     vllm, llamacpp = driver("vllm"), driver("llamacpp")
     files = resolve(model)
@@ -28,10 +33,43 @@ def choose_llm_driver(model: str) -> tuple[EngineDriver, str]:
         return vllm, f"vllm, because this machine has a GPU ({gpus[0].name})"
     if gpus:
         reason = f"llamacpp, although this machine has a GPU: {found.detail} {found.hint or ''}"
-        return _checked(llamacpp), reason.strip()
-    return _checked(llamacpp), "llamacpp, because this machine has no GPU"
+        return llamacpp, reason.strip()
+    return llamacpp, "llamacpp, because this machine has no GPU"
 
 
-def _checked(chosen: EngineDriver) -> EngineDriver:
-    chosen.require_available()
-    return chosen
+def llm_service(
+    model: str,
+    engine: str = "auto",
+    *,
+    name: str | None = None,
+    port: int | None = None,
+    options: EngineOptions | None = None,
+) -> ServiceSpec:
+    """The service that serves a chat model; arguments as in :meth:`EngineDriver.service`.
+
+    Args:
+        engine: a driver's name, or ``"auto"``.
+
+    Raises:
+        UnknownNameError: no such driver.
+        ModelNotFoundError: the model is not on this machine.
+        ServiceError: the engine cannot run here.
+    """
+    if engine == "auto":
+        chosen, reason = choose_llm_driver(model)
+        log.info("engine of %s: %s", model, reason)
+    else:
+        chosen = driver(engine)
+    return chosen.service(model, name=name, port=port, options=options)
+
+
+def embedding_service(
+    model: str,
+    *,
+    name: str | None = None,
+    port: int | None = None,
+    options: EngineOptions | None = None,
+) -> ServiceSpec:
+    """The service that serves an embedding model; arguments and errors as above."""
+    chosen = driver("sentence-transformers")
+    return chosen.service(model, name=name, port=port, options=options)

