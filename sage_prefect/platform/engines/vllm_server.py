@@ -28,11 +28,11 @@ def convert(gguf: Path, target: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (target / "config.json").is_file():
             return
+        begun = time.monotonic()
+        print(f"converting {gguf} to safetensors in {target}", flush=True)
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-        begun = time.monotonic()
-        print(f"converting {gguf} to safetensors in {target}", flush=True)
         folder, file = str(gguf.parent), gguf.name
         model = AutoModelForCausalLM.from_pretrained(
             folder,
