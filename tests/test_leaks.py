@@ -12,7 +12,8 @@ import pytest
 LEAKS = {
     "a thread": (
         "import threading\nstop = threading.Event()\n"
-        "def test_it():\n    threading.Thread(target=stop.wait, name='left', daemon=True).start()\n",
+        "def test_it():\n"
+        "    threading.Thread(target=stop.wait, name='left', daemon=True).start()\n",
         "thread 'left'",
     ),
     "a child process": (

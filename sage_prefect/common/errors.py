@@ -208,7 +208,10 @@ def is_retryable(error: BaseException) -> bool:
     """Whether repeating the same call may succeed (timeouts, 429, 5xx, lost connections)."""
     if isinstance(error, SageError):
         return error.retryable
-    return isinstance(error, (ConnectionError, TimeoutError))
+    # By name too: until Python 3.11 asyncio's and concurrent.futures' TimeoutError are others.
+    return (
+        isinstance(error, (ConnectionError, TimeoutError)) or type(error).__name__ == "TimeoutError"
+    )
 
 
 def near_name(name: str, known: Iterable[str]) -> str:

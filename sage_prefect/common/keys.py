@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+import tempfile
 from pathlib import Path
 
 from sage_prefect.common.errors import SettingsError
@@ -20,9 +21,9 @@ def read_master_key(file: Path | None = None) -> str | None:
     """``SAGE_MASTER_KEY``, else the key file's content, else None.
 
     Raises:
-        SettingsError: the file can be read by others, or is empty.
+        SettingsError: the file can be read by others, cannot be read by us, or is empty.
     """
-    from_environment = os.environ.get("SAGE_MASTER_KEY")
+    from_environment = os.environ.get("SAGE_MASTER_KEY", "").strip()
     if from_environment:
         return from_environment
     file = file or key_file()
@@ -32,6 +33,12 @@ def read_master_key(file: Path | None = None) -> str | None:
             key = opened.read().strip()
     except FileNotFoundError:
         return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"cannot read key file {file}: {error}.",
+            hint="Make it readable for you, delete it to have a new key made, "
+            "or set SAGE_MASTER_KEY.",
+        ) from error
     if mode & 0o077:
         raise SettingsError(
             f"key file {file} has mode {mode:04o}: others can read it.",
@@ -50,14 +57,20 @@ def ensure_master_key(file: Path | None = None) -> str:
     file = file or key_file()
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = f"sk-sage-{secrets.token_urlsafe(32)}"
+    # Written whole under another name (mkstemp: mode 0600), then linked: a reader never sees half a
+    # key, and of two processes that start together one makes the key, the other reads it.
+    fd, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
-        # O_EXCL: of two processes that start together one makes the key, the other reads it.
-        fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "w", encoding="ascii") as opened:
+            opened.write(key + "\n")
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.link(temporary, file)
     except FileExistsError:
         existing = read_master_key(file)
         if existing:
             return existing
         raise
-    with os.fdopen(fd, "w", encoding="ascii") as opened:
-        opened.write(key + "\n")
+    finally:
+        Path(temporary).unlink(missing_ok=True)
     return key

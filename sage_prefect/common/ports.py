@@ -7,6 +7,7 @@ free port; a port that somebody chose explicitly and that is taken is an error.
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import socket
 from collections.abc import Iterable
@@ -74,14 +75,18 @@ def is_wsl2(version_file: Path = Path("/proc/version")) -> bool:
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
     """Whether a listener could bind ``host:port`` now."""
+    return _bind_error(port, host) is None
+
+
+def _bind_error(port: int, host: str) -> OSError | None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error
+    return None
 
 
 def choose_port(
@@ -103,22 +108,47 @@ def choose_port(
 
     Raises:
         PortInUseError: the explicit port is taken, or no port is free.
+        SettingsError: the explicit port is not a port, needs root, or ``host`` is not ours.
     """
+    service = name.name.lower()
+    taken = set(avoid)
     chosen = explicit if explicit is not None else name.override()
     if chosen is not None:
-        if chosen not in set(avoid) and is_free(chosen, host):
-            return chosen
         origin = f" ({name.variable})" if explicit is None else ""
+        what = f"port {chosen}{origin}, chosen for {service},"
+        if not 1 <= chosen <= 65535:
+            raise SettingsError(f"{what} is not a port.", hint="Use a number from 1 to 65535.")
+        error = _bind_error(chosen, host)
+        if chosen not in taken and error is None:
+            return chosen
+        if error is not None:
+            _refuse_host(error, host)
+            if error.errno == errno.EACCES:
+                raise SettingsError(
+                    f"{what} may only be bound by root.", hint="Use a port from 1024 on."
+                )
         raise PortInUseError(
-            f"port {chosen}{origin}, chosen for {name.name.lower()}, is taken on {host}.",
+            f"{what} is taken on {host}.",
             hint="Stop what listens there, choose another port, or leave the choice to SAGE.",
         )
-    taken = set(avoid)
     first = int(name.recommended())
     for port in range(first, min(first + tries, 65536)):
-        if port not in taken and is_free(port, host):
+        if port in taken:
+            continue
+        error = _bind_error(port, host)
+        if error is None:
             return port
+        _refuse_host(error, host)
     raise PortInUseError(
-        f"no free port for {name.name.lower()} in {first}..{first + tries - 1} on {host}.",
+        f"no free port for {service} in {first}..{first + tries - 1} on {host}.",
         hint=f"Set {name.variable} to a free port.",
     )
+
+
+def _refuse_host(error: OSError, host: str) -> None:
+    """Raise when ``error`` is about the address, so that it does not read as a taken port."""
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        raise SettingsError(
+            f"host {host!r} is no address of this machine.",
+            hint="Use 127.0.0.1 (this machine only), 0.0.0.0 (all addresses) or one of its own.",
+        ) from error

@@ -1,19 +1,21 @@
 """Settings of SAGE: one typed tree, four sources, one precedence.
 
 Highest first: command line, environment (``SAGE_GATEWAY__HOST``: two underscores go one level
-down), project file (``./sage.yaml``, or the file that ``SAGE_CONFIG`` names), user file
-(``config.yaml`` in :func:`sage_prefect.common.paths.config_dir`), defaults. A key that nobody knows
-is an error that suggests the nearest known one.
+down; an empty value counts as not set), project file (``./sage.yaml``, or the file that
+``SAGE_CONFIG`` names), user file (``config.yaml`` in
+:func:`sage_prefect.common.paths.config_dir`), defaults. A key that nobody knows is an error that
+suggests the nearest known one. Files may say ``key: null`` to go back to "none"; a path may begin
+with ``~``, and a relative one counts from the working directory.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from sage_prefect.common.errors import SettingsError, near_name
 from sage_prefect.common.paths import config_dir
@@ -32,13 +34,19 @@ NOT_SETTINGS = frozenset(
         "SAGE_REQUEST_TIMEOUT",
         "SAGE_VLLM_PYTHON",
         "SAGE_NATIVE_ISA",
+        "SAGE_RESULTS_DIR",
     }
     | {port.variable for port in SagePorts}
 )
 
+# Where a value came from, by its path in the tree: ("gateway", "port") -> "environment".
+Sources = dict[tuple[str, ...], str]
+
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class GatewaySettings(_Section):
@@ -46,7 +54,9 @@ class GatewaySettings(_Section):
 
     host: str = Field("127.0.0.1", description="Address to bind.")
     port: int | None = Field(None, ge=1, le=65535, description="Port; none: 8888 or the next free.")
-    config: Path | None = Field(None, description="A gateway.yaml; none: generated from engines.")
+    config: UserPath | None = Field(
+        None, description="A gateway.yaml; none: generated from engines."
+    )
     policy: str = Field("fifo", description="Scheduling policy of the control plane.")
 
 
@@ -75,7 +85,9 @@ class ClusterSettings(_Section):
     """The Dask cluster that ``sage up`` starts, or the one to use."""
 
     address: str | None = Field(None, description="An existing scheduler's address; none: start.")
-    config: Path | None = Field(None, description="A cluster.yaml; none: one CPU, one GPU worker.")
+    config: UserPath | None = Field(
+        None, description="A cluster.yaml; none: one CPU, one GPU worker."
+    )
 
 
 class PipelineSettings(_Section):
@@ -97,8 +109,12 @@ class Settings(_Section):
     prefect: PrefectSettings = PrefectSettings()
     cluster: ClusterSettings = ClusterSettings()
     pipelines: PipelineSettings = PipelineSettings()
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least severity that SAGE's processes log."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Log lines for people (text) or for machines (json)."
+    )
 
 
 def load_settings(
@@ -119,22 +135,30 @@ def load_settings(
     Raises:
         SettingsError: names the source, the key, its value and what was expected.
     """
+    return load_with_sources(
+        overrides, environ=environ, project_file=project_file, user_file=user_file
+    )[0]
+
+
+def load_with_sources(
+    overrides: dict[str, Any] | None = None,
+    *,
+    environ: dict[str, str] | None = None,
+    project_file: Path | None = None,
+    user_file: Path | None = None,
+) -> tuple[Settings, Sources]:
+    """:func:`load_settings`, and where each value came from (what is missing: a default)."""
     env = dict(os.environ) if environ is None else environ
     merged: dict[str, Any] = {}
-    origin: dict[tuple[str, ...], str] = {}
-    explicit = env.get("SAGE_CONFIG")
-    if project_file is None:
-        project_file = Path(explicit) if explicit else Path("sage.yaml")
-    if explicit and not project_file.is_file():
-        raise SettingsError(f"SAGE_CONFIG={explicit!r} is not a file.", hint="Correct or unset it.")
-    for file in (user_file or config_dir() / "config.yaml", project_file):
+    origin: Sources = {}
+    for file in settings_files(env, project_file=project_file, user_file=user_file):
         if file.is_file():
-            _merge(merged, _read(file), origin, f"{file}")
+            _merge(merged, _read(file), origin, str(file))
     _merge(merged, _from_environ(env), origin, "environment")
     _merge(merged, _without_none(overrides or {}), origin, "command line")
     _refuse_unknown(merged, Settings, (), origin)
     try:
-        return Settings.model_validate(merged)
+        return Settings.model_validate(merged), origin
     except ValidationError as error:
         lines = []
         for item in error.errors():
@@ -145,8 +169,35 @@ def load_settings(
             lines.append(f"{'.'.join(path)}={item['input']!r} ({source}): {item['msg']}")
         raise SettingsError(
             "settings are wrong: " + "; ".join(lines) + ".",
-            hint="`sage config show` prints every setting, its value and where it came from.",
+            hint="Every setting, its kind and its default: docs/configuration.md.",
         ) from None
+
+
+def variable_of(path: tuple[str, ...]) -> str:
+    """The environment variable that sets ``path``: ``SAGE_GATEWAY__PORT``."""
+    return "SAGE_" + "__".join(path).upper()
+
+
+def settings_files(
+    environ: dict[str, str] | None = None,
+    *,
+    project_file: Path | None = None,
+    user_file: Path | None = None,
+) -> tuple[Path, Path]:
+    """The user's file and the project's file, whether they exist or not; the latter wins.
+
+    Raises:
+        SettingsError: ``SAGE_CONFIG`` names no file.
+    """
+    env = dict(os.environ) if environ is None else environ
+    explicit = env.get("SAGE_CONFIG")
+    if project_file is None:
+        project_file = Path(explicit).expanduser() if explicit else Path("sage.yaml")
+        if explicit and not project_file.is_file():
+            raise SettingsError(
+                f"SAGE_CONFIG={explicit!r} is not a file.", hint="Correct or unset it."
+            )
+    return user_file or config_dir() / "config.yaml", project_file
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -161,7 +212,17 @@ def _read(file: Path) -> dict[str, Any]:
             f"settings file {file} holds a {type(content).__name__}, not a mapping.",
             hint="Write `section:` with `key: value` lines below it.",
         )
-    return content
+    # `section:` with nothing below it is a section without settings, not a section set to null.
+    return {
+        key: {} if value is None and key in _SECTIONS else value for key, value in content.items()
+    }
+
+
+_SECTIONS = frozenset(
+    name
+    for name, field in Settings.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+)
 
 
 def _from_environ(env: dict[str, str]) -> dict[str, Any]:
@@ -175,18 +236,25 @@ def _from_environ(env: dict[str, str]) -> dict[str, Any]:
                 f"unknown variable {variable}.",
                 hint=f"{near_name(variable, known)}Known: {', '.join(known)}.",
             )
-        path = variable.removeprefix("SAGE_").lower().split("__")
-        node = tree
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
-        node[path[-1]] = value if value != "" else None
-    return _without_none(tree)
+        if value == "":
+            continue
+        *sections, key = variable.removeprefix("SAGE_").lower().split("__")
+        node: Any = tree
+        for section in sections:
+            node = node.setdefault(section, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or isinstance(node.get(key), dict):
+            raise SettingsError(
+                f"{variable}={value!r} gives a section and one of its keys a value.",
+                hint="A section has no value of its own: set SAGE_SECTION__KEY.",
+            )
+        node[key] = value
+    return tree
 
 
 def _merge(
     into: dict[str, Any],
     new: dict[str, Any],
-    origin: dict[tuple[str, ...], str],
+    origin: Sources,
     source: str,
     path: tuple[str, ...] = (),
 ) -> None:
@@ -206,20 +274,19 @@ def _refuse_unknown(
     tree: dict[str, Any],
     model: type[BaseModel],
     path: tuple[str, ...],
-    origin: dict[tuple[str, ...], str],
+    origin: Sources,
 ) -> None:
     for key, value in tree.items():
         here = (*path, str(key))
         field = model.model_fields.get(str(key))
         if field is None:
             source = origin.get(here, "settings")
-            name = ".".join(here)
-            if source == "environment":
-                name = "SAGE_" + "__".join(here).upper()
+            # Name it, and its neighbours, as the reader wrote it.
+            shown = variable_of if source == "environment" else ".".join
+            known = [shown((*path, name)) for name in sorted(model.model_fields)]
             raise SettingsError(
-                f"unknown setting {name!r} ({source}).",
-                hint=f"{near_name(str(key), model.model_fields)}"
-                f"Known here: {', '.join(sorted(model.model_fields))}.",
+                f"unknown setting {shown(here)!r} ({source}).",
+                hint=f"{near_name(shown(here), known)}Known here: {', '.join(known)}.",
             )
         kind = field.annotation
         if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
