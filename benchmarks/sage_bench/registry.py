@@ -11,6 +11,8 @@ from sage_prefect.common.errors import UnknownNameError
 # name -> module (loaded on use: an experiment may need Prefect, Dask or torch) and class
 EXPERIMENTS = {
     "imports": ("sage_bench.experiments.imports", "Imports"),
+    "ingest": ("sage_bench.experiments.ingest", "Ingest"),
+    "quickstart": ("sage_bench.experiments.quickstart", "Quickstart"),
     "vectors": ("sage_bench.experiments.vectors", "VectorSearch"),
 }
 

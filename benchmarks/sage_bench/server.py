@@ -13,11 +13,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import httpx
 
 from sage_prefect.common.errors import BenchmarkError
 from sage_prefect.platform.processes import ProcessId, group_members, is_alive, send, spawn
+
+_Self = TypeVar("_Self", bound="Server")
 
 
 class Server:
@@ -62,7 +65,7 @@ class Server:
         """Its process id (root of its tree)."""
         return self._process.pid
 
-    def __enter__(self) -> Server:
+    def __enter__(self: _Self) -> _Self:
         with self.log.open("wb") as log:
             self._process = spawn(self.command, env={**os.environ, **self._env}, cwd=None, log=log)
         try:
@@ -114,6 +117,8 @@ class Server:
         else:
             send(_living(group), signal.SIGKILL)
         self._process.wait()
+        while _living(group):  # the kernel takes a moment even for SIGKILL
+            time.sleep(0.01)
 
     def log_tail(self, lines: int = 5) -> str:
         """The last lines of its log."""
