@@ -39,7 +39,7 @@ def find_headings(text: str) -> list[Heading]:
     punctuation at least as long as half the title. Levels of underlined titles follow the order in
     which their marks first appear, as in reStructuredText.
     """
-    fences = _fenced(text)
+    fences = fenced_spans(text)
     found: list[tuple[int, int, str]] = []
     for match in _ATX.finditer(text):
         if not _inside(match.start(), fences):
@@ -70,7 +70,7 @@ def _with_paths(found: Sequence[tuple[int, int, str]]) -> list[Heading]:
     return headings
 
 
-def _fenced(text: str) -> list[tuple[int, int]]:
+def fenced_spans(text: str) -> list[tuple[int, int]]:
     """Spans of fenced code blocks; an unclosed fence reaches to the end."""
     spans: list[tuple[int, int]] = []
     opened: tuple[int, str] | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pyarrow as pa
 
@@ -94,22 +96,20 @@ class Chunk(Operator):
     def _chunks(self, text: str, title: str) -> list[str]:
         budget = self.max_tokens - SPECIAL_TOKENS
         headings = find_headings(text)
-        spans = list(split(text, budget, self.overlap, headings))
-        if len(spans) < 2 or not self.with_context:
-            return [text[span.start : span.stop] for span in spans]
-        paths = {span.heading for span in spans}
-        contexts = {path: self._context(title, path) for path in paths}
-        reserve = max(count_tokens(context) for context in contexts.values())
-        if reserve:
-            budget -= reserve
-            spans = list(split(text, budget, min(self.overlap, budget // 2), headings))
+        whole = list(islice(split(text, budget, self.overlap, headings), 2))
+        if len(whole) < 2:
+            return [text[span.start : span.stop] for span in whole]
+        contexts: dict[str, str] = {}
+        if self.with_context:
+            paths = ("", *(heading.path for heading in headings))
+            contexts = {path: self._context(title, path) for path in dict.fromkeys(paths)}
+        # What the longest context takes is taken from all chunks.
+        budget -= max((count_tokens(context) for context in contexts.values()), default=0)
         chunks = []
-        for span in spans:
+        for span in split(text, budget, min(self.overlap, budget // 2), headings):
             chunk = text[span.start : span.stop]
-            context = contexts.get(span.heading)
-            if context is None:
-                context = _fitting(self._context(title, span.heading), reserve)
-            shown = title and chunk.startswith(title)
+            context = contexts.get(span.heading, "")
+            shown = bool(title) and chunk.startswith(title)
             chunks.append(f"{context}\n{chunk}" if context and not shown else chunk)
         return chunks
 
