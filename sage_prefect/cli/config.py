@@ -12,12 +12,7 @@ from pydantic import BaseModel
 
 from sage_prefect.cli.console import console
 from sage_prefect.common import paths
-from sage_prefect.common.settings import (
-    Settings,
-    load_with_sources,
-    settings_files,
-    variable_of,
-)
+from sage_prefect.common.settings import load_with_sources, settings_files, variable_of
 
 app = typer.Typer(help="Show the settings and where they come from.", no_args_is_help=True)
 
@@ -30,8 +25,6 @@ def show(
     ] = False,
 ) -> None:
     """Print every setting: value, where it came from, and the variable that sets it."""
-    from rich.table import Table
-
     settings, sources = load_with_sources()
     rows = [
         {
@@ -47,11 +40,13 @@ def show(
         for row in rows:
             typer.echo(json.dumps(row))
         return
-    table = Table("setting", "value", "source", "variable", box=None, pad_edge=False)
-    for row in rows:
-        value = "-" if row["value"] is None else str(row["value"])
-        table.add_row(str(row["setting"]), value, str(row["source"]), str(row["variable"]))
-    console.print(table)
+    # Plain columns, never cut: the output is as good for grep as for eyes.
+    cells: list[tuple[str, ...]] = [("setting", "value", "source", "variable")]
+    cells += [tuple("-" if cell is None else str(cell) for cell in row.values()) for row in rows]
+    widths = [max(len(line[column]) for line in cells) for column in range(4)]
+    for cell_row in cells:
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(cell_row, widths, strict=True))
+        typer.echo(line.rstrip())
 
 
 @app.command()
@@ -70,6 +65,7 @@ def path() -> None:
 def leaves(section: BaseModel, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Path and value of every setting, sections in order.
 
+    >>> from sage_prefect.common.settings import Settings
     >>> dict(leaves(Settings()))["gateway", "host"]
     '127.0.0.1'
     """

@@ -34,6 +34,7 @@ NOT_SETTINGS = frozenset(
         "SAGE_REQUEST_TIMEOUT",
         "SAGE_VLLM_PYTHON",
         "SAGE_NATIVE_ISA",
+        "SAGE_NATIVE_THREADS",
         "SAGE_RESULTS_DIR",
     }
     | {port.variable for port in SagePorts}
