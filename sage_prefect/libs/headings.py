@@ -77,7 +77,9 @@ def fenced_spans(text: str) -> list[tuple[int, int]]:
     for match in _FENCE.finditer(text):
         fence = match[1]
         if opened is None:
-            opened = (match.start(), fence)
+            # Tildes right below a line underline it, in reStructuredText.
+            if fence[0] == "`" or text[max(match.start() - 2, 0) : match.start()] in ("", "\n\n"):
+                opened = (match.start(), fence)
         elif fence[0] == opened[1][0] and len(fence) >= len(opened[1]):
             spans.append((opened[0], match.end()))
             opened = None

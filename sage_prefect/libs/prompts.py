@@ -82,10 +82,13 @@ class Template:
             value = str(shortened[field])
             # A field that is used twice counts twice.
             uses = sum(1 for _, name in self._parts if name == field)
-            room = count_tokens(value) - -(-over // uses)
-            shortened[field] = cut_to(value, room) if room > 0 else ""
-            text = self.render(shortened)
-            over = count_tokens(text) - max_tokens
+            room = count_tokens(value)
+            while over > 0 and shortened[field]:
+                # Counts of pieces do not add up exactly where words meet: look again.
+                room -= -(-over // uses)
+                shortened[field] = cut_to(value, room) if room > 0 else ""
+                text = self.render(shortened)
+                over = count_tokens(text) - max_tokens
             if over <= 0:
                 return text
         counts = {name: count_tokens(str(values[name] or "")) for name in self.fields}
