@@ -12,6 +12,7 @@ from sage_prefect.common.errors import UnknownNameError
 EXPERIMENTS = {
     "imports": ("sage_bench.experiments.imports", "Imports"),
     "ingest": ("sage_bench.experiments.ingest", "Ingest"),
+    "orchestration": ("sage_bench.experiments.orchestration", "Orchestration"),
     "quickstart": ("sage_bench.experiments.quickstart", "Quickstart"),
     "vectors": ("sage_bench.experiments.vectors", "VectorSearch"),
 }

@@ -93,13 +93,19 @@ class Server:
                         f"{self.name} ended with status {status} while starting: {self.log_tail()}",
                         hint=f"Its log: {self.log}.",
                     )
-                if _answers(client, self.url + self._ready):
+                if self._is_ready(client):
                     return
                 time.sleep(0.05)
         raise BenchmarkError(
             f"{self.name} was not ready after {self._start_timeout_s:g} s: {self.log_tail()}",
             hint=f"Its log: {self.log}.",
         )
+
+    def _is_ready(self, client: httpx.Client) -> bool:
+        try:
+            return client.get(self.url + self._ready).status_code == 200
+        except httpx.TransportError:
+            return False  # not listening yet
 
     def _end(self) -> None:
         leader = ProcessId(self._process.pid, -1)
@@ -123,13 +129,6 @@ class Server:
     def log_tail(self, lines: int = 5) -> str:
         """The last lines of its log."""
         return " | ".join(self.log.read_text(errors="replace").strip().splitlines()[-lines:])
-
-
-def _answers(client: httpx.Client, url: str) -> bool:
-    try:
-        return client.get(url).status_code == 200
-    except httpx.TransportError:
-        return False  # not listening yet
 
 
 def _living(group: Sequence[ProcessId]) -> list[ProcessId]:

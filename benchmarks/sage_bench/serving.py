@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 
 from sage_bench.server import Server
@@ -63,3 +64,50 @@ class Gateway(Server):
             log=logs / "gateway.log",
             env={"SAGE_MASTER_KEY": key, "SAGE_HOME": str(home)},
         )
+
+
+def prefect_server(home: Path, logs: Path) -> Server:
+    """A Prefect server with an empty database in ``home``; its API is at ``url + "/api"``."""
+    return Server(
+        "Prefect server",
+        [
+            *(sys.executable, "-m", "prefect", "server", "start"),
+            *("--host", "127.0.0.1", "--port", "{port}"),
+        ],
+        ready="/api/health",
+        log=logs / "prefect-server.log",
+        env={
+            "PREFECT_HOME": str(home),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+        },
+    )
+
+
+class DaskCluster(Server):
+    """SAGE's local Dask cluster (``cluster.yaml``'s packaged default: two workers).
+
+    Args:
+        api_url: the Prefect server that tasks report to.
+        home: for the cluster's state and what its workers spill.
+    """
+
+    def __init__(self, *, api_url: str, home: Path, logs: Path) -> None:
+        self._ready_file = home / "scheduler-address"
+        super().__init__(
+            "Dask cluster",
+            [
+                *(sys.executable, "-m", "sage_prefect.orchestration.cluster_process"),
+                *("--ready-file", str(self._ready_file), "--folder", str(home / "dask")),
+            ],
+            log=logs / "dask-cluster.log",
+            env={"PREFECT_API_URL": api_url, "PREFECT_HOME": str(home), "SAGE_HOME": str(home)},
+        )
+
+    @property
+    def address(self) -> str:
+        """The scheduler's address."""
+        return self._ready_file.read_text()
+
+    def _is_ready(self, client: httpx.Client) -> bool:
+        return self._ready_file.is_file()
