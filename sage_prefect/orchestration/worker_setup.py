@@ -31,6 +31,8 @@ async def dask_setup(worker: Any) -> None:
             hint="Start it through `sage up`, or set the variable before `dask worker`.",
         )
     os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
-    import prefect.task_engine  # noqa: F401 - takes seconds: now, rather than in the first task
+    # These take seconds: now, rather than in the first task.
+    import sage_prefect.kernel.stage
+    import sage_prefect.orchestration.task_runner  # noqa: F401
 
     quiet()
