@@ -1,1 +1,6 @@
-"""L6: the standalone OpenAI-compatible gateway."""
+"""L6: the gateway: one OpenAI-compatible address in front of all engines.
+
+A request passes ``server`` (listening, limits of the connection), ``app`` (routes, keys),
+``inference`` (body, queue, relay), ``scheduler`` (the control plane under the wall clock) and
+``upstream`` (the connection to the engine). Needs neither Prefect nor Dask nor torch.
+"""

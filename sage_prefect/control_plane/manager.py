@@ -289,8 +289,8 @@ class ControlPlaneManager:
         return []
 
     def _on_timer(self, event: Timer, now: float) -> list[Action]:
-        if now >= self._timer_at:
-            self._timer_at = math.inf
+        # Also a timer that fired early is spent: what is left is armed again below.
+        self._timer_at = math.inf
         actions: list[Action] = []
         while self._expiry and self._expiry[0][0] <= now:
             _, seq, request_id = heapq.heappop(self._expiry)

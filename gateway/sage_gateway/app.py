@@ -1,0 +1,176 @@
+"""The ASGI callable: allow-list of paths, key check, and one door to each kind of route.
+
+No framework on the data path. FastAPI serves ``/v1/management``, ``/docs`` and
+``/openapi.json`` only, and is imported when the first of them is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sage_gateway.errors import ClientGone, HttpError
+from sage_gateway.gateway import Gateway
+from sage_gateway.reply import Reply, Send, request_id_of
+from sage_gateway.request_body import Receive
+from sage_gateway.routes import INFERENCE_ROUTES
+
+log = logging.getLogger(__name__)
+
+AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
+
+_MANAGEMENT = "/v1/management/"
+_DOCUMENTATION = frozenset({"/docs", "/openapi.json"})
+_MODELS = "/v1/models"
+
+
+class GatewayApp:
+    """ASGI application of one gateway.
+
+    Args:
+        gateway: the parts.
+        on_loopback: bound to a loopback address: metrics and API pages need no key then.
+    """
+
+    def __init__(self, gateway: Gateway, *, on_loopback: bool) -> None:
+        self.gateway = gateway
+        self._on_loopback = on_loopback
+        self._management: AsgiApp | None = None
+        self._importing: asyncio.Future[AsgiApp] | None = None
+        self._plain: dict[str, Callable[[dict[bytes, bytes], Reply], Awaitable[None]]] = {
+            "/health": self._health,
+            "/ready": self._ready,
+            "/metrics": self._metrics,
+            _MODELS: self._models,
+        }
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"unsupported ASGI scope {scope['type']!r}")
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        reply = Reply(send, request_id_of(headers))
+        try:
+            await self._route(scope, headers, receive, reply, send)
+        except HttpError as error:
+            if not reply.status:
+                await reply.error(error)
+        except ClientGone:
+            return
+        except Exception:
+            log.exception(
+                "request failed inside the gateway",
+                extra={"fields": {"request_id": reply.request_id.decode("ascii")}},
+            )
+            if reply.status:
+                raise
+            await reply.error(
+                HttpError(
+                    500,
+                    "The gateway failed; its log says why under this request's id.",
+                    code="internal_error",
+                )
+            )
+
+    async def _route(
+        self,
+        scope: dict[str, Any],
+        headers: dict[bytes, bytes],
+        receive: Receive,
+        reply: Reply,
+        send: Send,
+    ) -> None:
+        path: str = scope["path"]
+        method: str = scope["method"]
+        route = INFERENCE_ROUTES.get(path)
+        if route is not None:
+            _allow(method, ("POST",))
+            caller = self.gateway.keys.caller(headers)
+            await self.gateway.inference.serve(route, caller, scope, headers, receive, reply)
+            return
+        plain = self._plain.get(path)
+        if plain is not None:
+            _allow(method, ("GET", "HEAD"))
+            await plain(headers, reply)
+            return
+        if path.startswith(_MODELS + "/"):
+            _allow(method, ("GET", "HEAD"))
+            await self._model(headers, reply, path.removeprefix(_MODELS + "/"))
+            return
+        if path.startswith(_MANAGEMENT):
+            self.gateway.keys.manager(headers)
+        elif path in _DOCUMENTATION:
+            self._check_operator(headers)
+        else:
+            raise HttpError(404, f"There is no {path[:100]!r} here.", code="unknown_path")
+        app = self._management or await self._load_management()
+        await app(scope, receive, send)
+
+    # -- small routes ---------------------------------------------------------------------
+
+    async def _health(self, headers: dict[bytes, bytes], reply: Reply) -> None:
+        await reply.json(200, {"status": "ok"})
+
+    async def _ready(self, headers: dict[bytes, bytes], reply: Reply) -> None:
+        if self.gateway.ready:
+            await reply.json(200, {"status": "ready"})
+            return
+        raise HttpError(503, "No engine takes requests at present.", code="not_ready")
+
+    async def _metrics(self, headers: dict[bytes, bytes], reply: Reply) -> None:
+        self._check_operator(headers)
+        text, content_type = self.gateway.metrics.render()
+        await reply.whole(200, text, content_type.encode("ascii"))
+
+    async def _models(self, headers: dict[bytes, bytes], reply: Reply) -> None:
+        self.gateway.keys.caller(headers)
+        listed = [_model_entry(name) for name in sorted(self.gateway.engines.models())]
+        await reply.json(200, {"object": "list", "data": listed})
+
+    async def _model(self, headers: dict[bytes, bytes], reply: Reply, name: str) -> None:
+        self.gateway.keys.caller(headers)
+        known = sorted(self.gateway.engines.models())
+        if name not in known:
+            raise HttpError(
+                404,
+                f"The model {name[:100]!r} does not exist. Known models: "
+                f"{', '.join(known[:20]) or 'none'}.",
+                code="model_not_found",
+                param="model",
+            )
+        await reply.json(200, _model_entry(name))
+
+    # -- inside ---------------------------------------------------------------------------
+
+    def _check_operator(self, headers: dict[bytes, bytes]) -> None:
+        """Operators' pages: open on loopback, else with the master key."""
+        if not self._on_loopback:
+            self.gateway.keys.manager(headers)
+
+    async def _load_management(self) -> AsgiApp:
+        """Import FastAPI in a thread: streams go on while it loads."""
+        if self._importing is None:
+            self._importing = asyncio.get_running_loop().run_in_executor(None, self._build)
+        self._management = await self._importing
+        return self._management
+
+    def _build(self) -> AsgiApp:
+        from sage_gateway.management import management_app
+
+        return management_app(self.gateway)
+
+
+def _allow(method: str, allowed: tuple[str, ...]) -> None:
+    if method not in allowed:
+        names = ", ".join(allowed)
+        raise HttpError(
+            405,
+            f"The method {method} is not allowed here; use {allowed[0]}.",
+            code="method_not_allowed",
+            headers=((b"allow", names.encode("ascii")),),
+        )
+
+
+def _model_entry(name: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "sage"}

@@ -1,0 +1,375 @@
+"""``gateway.yaml``: LiteLLM's shape for models and routing, ``sage_settings`` for what is ours.
+
+An unknown key in ``sage_settings`` is an error. A LiteLLM key that this gateway does not honour
+is reported at start (``GatewayConfig.warnings``), so that an existing file works and nothing is
+ignored silently.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sage_gateway.config_section import Section
+from sage_gateway.engines import MODES, EngineConfig, Mode, ServedModel, parse_base_url
+from sage_gateway.upstream import Timeouts
+from sage_prefect.common.errors import SettingsError, near_name
+from sage_prefect.control_plane.events import Band, Limits
+from sage_prefect.control_plane.strategies import check_policy
+
+DEFAULT_POLICY = "least_outstanding"
+
+# LiteLLM's routing strategies: what serves each here until a closer policy exists.
+ROUTING_STRATEGIES = {
+    "simple-shuffle": "least_outstanding",
+    "least-busy": "least_outstanding",
+    "latency-based-routing": "least_outstanding",
+    "usage-based-routing": "least_outstanding",
+    "usage-based-routing-v2": "least_outstanding",
+    "cost-based-routing": "least_outstanding",
+}
+
+# Provider prefixes of litellm_params.model whose servers speak the OpenAI protocol.
+OPENAI_COMPATIBLE = frozenset(
+    {
+        "openai",
+        "custom_openai",
+        "hosted_vllm",
+        "llamafile",
+        "lm_studio",
+        "openai_like",
+        "text-completion-openai",
+    }
+)
+_OPENAI_URL = "https://api.openai.com/v1"
+_REFERENCE = "os.environ/"
+
+
+@dataclass(frozen=True, slots=True)
+class TenantConfig:
+    """A tenant and its key."""
+
+    name: str
+    key: str
+    weight: float = 1.0
+    bands: tuple[Band, ...] = tuple(Band)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """Limits of clients' connections and requests."""
+
+    max_body_bytes: int = 64 << 20
+    max_header_bytes: int = 64 << 10
+    read_timeout_s: float = 30.0
+    """For a request's head, and for each further stretch of its body."""
+    client_stall_s: float = 60.0
+    """A client that takes nothing of its answer for so long is cut off."""
+    max_buffered_answer_bytes: int = 8 << 20
+    """A non-streaming answer up to this size is complete before its first byte leaves."""
+    shutdown_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class HealthConfig:
+    """When an engine is suspect and how it is probed."""
+
+    probe_interval_s: float = 1.0
+    probe_timeout_s: float = 5.0
+    failures: int = 3
+    """Lost connections in a row until an engine is suspect; a refused connection is at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """The checked configuration."""
+
+    engines: tuple[EngineConfig, ...] = ()
+    policy: str = DEFAULT_POLICY
+    master_key: str | None = None
+    tenants: tuple[TenantConfig, ...] = ()
+    scheduling: Limits = field(default_factory=Limits)
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    server: ServerLimits = field(default_factory=ServerLimits)
+    health: HealthConfig = field(default_factory=HealthConfig)
+    warnings: tuple[str, ...] = ()
+
+
+_LIMITS, _TIMEOUTS, _SERVER, _HEALTH = Limits(), Timeouts(), ServerLimits(), HealthConfig()
+
+
+def load_config(file: Path, environ: Mapping[str, str] | None = None) -> GatewayConfig:
+    """Read and check a configuration file.
+
+    Raises:
+        SettingsError: unreadable, not YAML, or a key is wrong: names file, key and what is
+            expected.
+        UnknownNameError: the routing strategy is not known.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(
+            f"gateway config {str(file)!r} cannot be read ({error.strerror}).",
+            hint="Give an existing file with --config; deployments/gateway.yaml is an example.",
+        ) from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"gateway config {str(file)!r} is not UTF-8 text.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "syntax error"
+        raise SettingsError(
+            f"gateway config {str(file)!r} is not YAML{where}: {problem}."
+        ) from None
+    try:
+        return parse_config(content, environ)
+    except SettingsError as error:
+        raise SettingsError(f"{file}: {error.message}", hint=error.hint) from None
+
+
+def parse_config(content: Any, environ: Mapping[str, str] | None = None) -> GatewayConfig:
+    """Check a configuration that YAML has parsed.
+
+    Raises:
+        SettingsError: names the key, its value and what was expected.
+        UnknownNameError: the routing strategy is not known.
+    """
+    env = os.environ if environ is None else environ
+    root = Section(_resolve(content, env, ""), "")
+    warnings: list[str] = []
+    engines = _engines(root, warnings)
+    router = root.section("router_settings")
+    policy = _policy(router, warnings)
+    retries = router.integer("num_retries", _LIMITS.max_retries, most=10)
+    first_byte_s = router.seconds("timeout", _TIMEOUTS.first_byte_s)
+    general = root.section("general_settings")
+    master_key = general.text("master_key")
+    sage = root.section("sage_settings")
+    for key in root.unread():
+        if near_name(key, ["sage_settings", "model_list", "router_settings", "general_settings"]):
+            raise SettingsError(
+                f"unknown section {key!r}.",
+                hint="Known: model_list, router_settings, general_settings, sage_settings.",
+            )
+    for section in (router, general, root):
+        warnings += [f"{section.name(key)} is not honoured." for key in section.unread()]
+    _bands(sage, warnings)
+    config = GatewayConfig(
+        engines=tuple(engines),
+        policy=policy,
+        master_key=master_key,
+        tenants=_tenants(sage, warnings),
+        scheduling=_scheduling(sage, retries),
+        timeouts=_timeouts(sage, first_byte_s),
+        server=_server(sage),
+        health=_health(sage),
+    )
+    sage.refuse_unread()
+    return replace(config, warnings=tuple(warnings))
+
+
+def _resolve(value: Any, env: Mapping[str, str], path: str) -> Any:
+    """Replace every ``os.environ/NAME``."""
+    if isinstance(value, dict):
+        return {
+            key: _resolve(item, env, f"{path}.{key}" if path else str(key))
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_resolve(item, env, f"{path}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, str) and value.startswith(_REFERENCE):
+        name = value.removeprefix(_REFERENCE)
+        found = env.get(name)
+        if not found:
+            raise SettingsError(
+                f"{path} refers to the environment variable {name!r}, which is not set.",
+                hint=f"Export {name} before the start, or remove the line.",
+            )
+        return found
+    return value
+
+
+# -- model_list -----------------------------------------------------------------------------
+
+
+def _engines(root: Section, warnings: list[str]) -> list[EngineConfig]:
+    engines: dict[str, EngineConfig] = {}
+    for i, item in enumerate(root.items("model_list")):
+        engine = _deployment(Section(item, f"model_list[{i}]"), warnings)
+        before = engines.get(engine.name)
+        engines[engine.name] = engine if before is None else _joined(before, engine, i)
+    return list(engines.values())
+
+
+def _deployment(entry: Section, warnings: list[str]) -> EngineConfig:
+    name = entry.required_text("model_name")
+    params = entry.section("litellm_params")
+    provider, upstream = _split_model(params)
+    base_url = params.text("api_base", _OPENAI_URL if provider == "openai" else None)
+    if base_url is None:
+        raise SettingsError(
+            f"{params.name('api_base')} is missing.", hint="It says where the engine listens."
+        )
+    address = parse_base_url(base_url, params.name("api_base"))
+    api_key = params.text("api_key")
+    timeout = params.seconds("timeout", 0.0, least=0.001) if params.has("timeout") else None
+    info = entry.section("model_info")
+    mode: Mode = next(m for m in MODES if m == info.choice("mode", MODES, "chat"))
+    engine = EngineConfig(
+        name=info.text("id") or f"{address.host}:{address.port}{_short(address.path)}",
+        base_url=base_url,
+        models=(ServedModel(name, mode, None if upstream == name else upstream),),
+        driver=info.text("engine", "openai") or "openai",
+        device=info.text("device", "cpu") or "cpu",
+        max_concurrency=info.integer("max_concurrency", 8, least=1, most=100_000),
+        api_key=api_key,
+        first_byte_s=timeout,
+    )
+    for section in (params, info, entry):
+        warnings += [f"{section.name(key)} is not honoured." for key in section.unread()]
+    return engine
+
+
+def _short(path: str) -> str:
+    return "" if path in ("", "/v1") else path
+
+
+def _split_model(params: Section) -> tuple[str, str]:
+    model = params.required_text("model")
+    provider, slash, rest = model.partition("/")
+    if not slash:
+        return "openai", model
+    if provider in OPENAI_COMPATIBLE:
+        return provider, rest
+    raise SettingsError(
+        f"{params.name('model')}={model!r}: provider {provider!r} is not OpenAI-compatible.",
+        hint="Providers that speak another protocol need the extra 'providers', whose route this "
+        "version does not have yet. If the server speaks OpenAI's protocol, write "
+        f"'openai/{model}'.",
+    )
+
+
+def _joined(before: EngineConfig, after: EngineConfig, index: int) -> EngineConfig:
+    """Two entries for one server are one engine with two models: its window is one."""
+    for what in ("base_url", "api_key"):
+        if getattr(before, what) != getattr(after, what):
+            raise SettingsError(
+                f"model_list[{index}] names engine {before.name!r} again, with another {what}.",
+                hint="Give each engine its own model_info.id.",
+            )
+    window = min(before.max_concurrency, after.max_concurrency)
+    return replace(before, models=before.models + after.models, max_concurrency=window)
+
+
+# -- the other sections -----------------------------------------------------------------------
+
+
+def _policy(router: Section, warnings: list[str]) -> str:
+    wanted = router.text("routing_strategy")
+    if wanted is None:
+        return DEFAULT_POLICY
+    ours = ROUTING_STRATEGIES.get(wanted)
+    if ours is not None:
+        if wanted != "least-busy":
+            warnings.append(f"router_settings.routing_strategy {wanted!r} is served by {ours!r}.")
+        return ours
+    return check_policy(wanted)
+
+
+def _tenants(sage: Section, warnings: list[str]) -> tuple[TenantConfig, ...]:
+    tenants: list[TenantConfig] = []
+    labels = [band.label for band in Band]
+    for i, item in enumerate(sage.items("tenants")):
+        entry = Section(item, f"sage_settings.tenants[{i}]")
+        bands: list[Band] = []
+        for label in entry.items("bands"):
+            if label not in labels:
+                raise SettingsError(
+                    f"{entry.name('bands')} holds {label!r}.",
+                    hint=f"{near_name(str(label), labels)}Known: {', '.join(labels)}.",
+                )
+            bands.append(Band[label.upper()])
+        tenant = TenantConfig(
+            entry.required_text("name"),
+            entry.required_text("key"),
+            entry.number("weight", 1.0, least=0.001),
+            tuple(bands) or tuple(Band),
+        )
+        for limit in ("rpm", "tpm"):
+            if entry.integer(limit, 0):
+                warnings.append(f"{entry.name(limit)} is not enforced by this version.")
+        if entry.has("weight"):
+            warnings.append(f"{entry.name('weight')} is not used by the present policies.")
+        entry.refuse_unread()
+        if any(tenant.name == other.name for other in tenants):
+            raise SettingsError(f"{entry.name('name')}={tenant.name!r} is there twice.")
+        if any(tenant.key == other.key for other in tenants):
+            raise SettingsError(f"{entry.name('key')} is another tenant's key, too.")
+        tenants.append(tenant)
+    return tuple(tenants)
+
+
+def _bands(sage: Section, warnings: list[str]) -> None:
+    bands = sage.section("bands")
+    for band in Band:
+        slo = bands.section(band.label)
+        slo.integer("ttft_slo_ms", 0, least=1)
+        slo.integer("tpot_slo_ms", 0, least=1)
+        if slo.keys():
+            warnings.append(f"{slo.path} is not used by the present policies.")
+        slo.refuse_unread()
+    bands.refuse_unread()
+
+
+def _scheduling(sage: Section, retries: int) -> Limits:
+    queue = sage.section("queue")
+    limits = Limits(
+        queue.integer("max_requests", _LIMITS.max_queued_requests),
+        queue.integer("max_bytes", _LIMITS.max_queued_bytes),
+        queue.seconds("timeout_s", _LIMITS.queue_timeout_s),
+        retries,
+    )
+    queue.refuse_unread()
+    return limits
+
+
+def _timeouts(sage: Section, first_byte_s: float) -> Timeouts:
+    section = sage.section("timeouts")
+    timeouts = Timeouts(
+        section.seconds("connect_s", _TIMEOUTS.connect_s),
+        section.seconds("first_byte_s", first_byte_s),
+        section.seconds("idle_s", _TIMEOUTS.idle_s),
+    )
+    section.refuse_unread()
+    return timeouts
+
+
+def _server(sage: Section) -> ServerLimits:
+    section = sage.section("server")
+    limits = ServerLimits(
+        section.integer("max_body_bytes", _SERVER.max_body_bytes, least=1024),
+        section.integer("max_header_bytes", _SERVER.max_header_bytes, least=1024),
+        section.seconds("read_timeout_s", _SERVER.read_timeout_s),
+        section.seconds("client_stall_s", _SERVER.client_stall_s),
+        section.integer("max_buffered_answer_bytes", _SERVER.max_buffered_answer_bytes),
+        section.seconds("shutdown_s", _SERVER.shutdown_s, least=0.0),
+    )
+    section.refuse_unread()
+    return limits
+
+
+def _health(sage: Section) -> HealthConfig:
+    section = sage.section("health")
+    health = HealthConfig(
+        section.seconds("probe_interval_s", _HEALTH.probe_interval_s),
+        section.seconds("probe_timeout_s", _HEALTH.probe_timeout_s),
+        section.integer("failures", _HEALTH.failures, least=1),
+    )
+    section.refuse_unread()
+    return health

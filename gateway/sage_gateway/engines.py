@@ -1,0 +1,242 @@
+"""The engines behind the gateway: where each listens, what it serves, how to speak to it."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from sage_gateway.upstream import Timeouts
+from sage_gateway.upstream_pool import UpstreamPool
+from sage_prefect.common.errors import SettingsError
+from sage_prefect.control_plane.events import EngineSpec, Kind
+
+Mode = Literal["chat", "completion", "embedding"]
+MODES: tuple[Mode, ...] = ("chat", "completion", "embedding")
+
+_ENGINE_NAME = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
+_HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model as clients name it, and as the engine names it."""
+
+    name: str
+    mode: Mode = "chat"
+    upstream: str | None = None
+
+    def serves(self, kind: Kind) -> bool:
+        """Whether a request of this kind fits the model (chat models complete text too)."""
+        return (self.mode == "embedding") == (kind == "embedding")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """One engine, from ``model_list`` or from the management API."""
+
+    name: str
+    base_url: str
+    models: tuple[ServedModel, ...]
+    driver: str = "openai"
+    device: str = "cpu"
+    max_concurrency: int = 8
+    api_key: str | None = None
+    first_byte_s: float | None = None
+    origin: Literal["config", "management"] = "config"
+
+    def spec(self) -> EngineSpec:
+        """What the control plane is told."""
+        names = tuple(dict.fromkeys(model.name for model in self.models))
+        return EngineSpec(self.name, names, self.max_concurrency, self.driver, self.device)
+
+    def public(self) -> dict[str, Any]:
+        """For the management API: everything but the key."""
+        return {
+            "name": self.name,
+            "base_url": self.base_url,
+            "models": [
+                {"name": m.name, "mode": m.mode, "upstream_model": m.upstream or m.name}
+                for m in self.models
+            ],
+            "driver": self.driver,
+            "device": self.device,
+            "max_concurrency": self.max_concurrency,
+            "has_api_key": self.api_key is not None,
+            "origin": self.origin,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A checked ``base_url``."""
+
+    host: str
+    port: int
+    path: str
+    secure: bool
+
+    @property
+    def authority(self) -> str:
+        """The Host header: the port only where it is not the scheme's own."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"
+
+
+def parse_base_url(base_url: str, where: str) -> Address:
+    """Check an engine's URL.
+
+    Raises:
+        SettingsError: not an http(s) URL, or with user, query or fragment; names ``where``.
+    """
+    hint = "Use a URL such as http://127.0.0.1:8001/v1."
+    if not base_url.isascii() or any(c <= " " for c in base_url):
+        raise SettingsError(f"{where} holds spaces or characters that no URL has.", hint=hint)
+    try:
+        parts = urlsplit(base_url)
+        port = parts.port
+    except ValueError as error:
+        raise SettingsError(f"{where}={base_url!r} is not a URL ({error}).", hint=hint) from None
+    if parts.username or parts.password:
+        raise SettingsError(
+            f"{where} holds a user or password.", hint="Put the key into api_key instead."
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise SettingsError(f"{where}={base_url!r} is not an http or https URL.", hint=hint)
+    if parts.query or parts.fragment:
+        raise SettingsError(f"{where}={base_url!r} has a query or fragment.", hint=hint)
+    secure = parts.scheme == "https"
+    return Address(parts.hostname, port or (443 if secure else 80), parts.path.rstrip("/"), secure)
+
+
+class Engine:
+    """An engine that requests can be sent to."""
+
+    def __init__(self, config: EngineConfig, timeouts: Timeouts) -> None:
+        address = parse_base_url(config.base_url, f"base_url of engine {config.name!r}")
+        if not _ENGINE_NAME.fullmatch(config.name):
+            raise SettingsError(
+                f"engine name {config.name[:80]!r} is not usable.",
+                hint="Use 1 to 128 of the characters A-Z a-z 0-9 . _ : @ / -",
+            )
+        if config.api_key is not None and not _HEADER_SAFE.fullmatch(config.api_key):
+            raise SettingsError(
+                f"the api_key of engine {config.name!r} is empty or holds spaces or characters "
+                "that no header may have."
+            )
+        if config.first_byte_s is not None:
+            timeouts = Timeouts(timeouts.connect_s, config.first_byte_s, timeouts.idle_s)
+        self.config = config
+        self.name = config.name
+        self.header_name = config.name.encode("ascii")
+        self.address = address
+        tls = ssl.create_default_context() if address.secure else None
+        self.pool = UpstreamPool(address.host, address.port, tls, timeouts)
+        self._models = {(m.name, m.mode == "embedding"): m for m in config.models}
+        authorization = f"authorization: Bearer {config.api_key}\r\n" if config.api_key else ""
+        self._head_end = (
+            f" HTTP/1.1\r\nhost: {address.authority}\r\n{authorization}"
+            "content-type: application/json\r\naccept-encoding: identity\r\n"
+        ).encode("latin-1")
+        self._heads: dict[str, bytes] = {}
+
+    def model(self, name: str, kind: Kind) -> ServedModel | None:
+        """The model that serves requests of this kind under ``name``."""
+        return self._models.get((name, kind == "embedding"))
+
+    def post_head(self, path: str, length: int, extra: bytes) -> bytes:
+        """Request line and headers of a POST.
+
+        Args:
+            path: below ``base_url``, such as ``/chat/completions``.
+            length: bytes of the body.
+            extra: further header lines, each ending with CRLF.
+        """
+        start = self._heads.get(path)
+        if start is None:
+            target = f"POST {self.address.path}{path}".encode("ascii")
+            start = self._heads[path] = target + self._head_end
+        return b"%bcontent-length: %d\r\n%b\r\n" % (start, length, extra)
+
+    def get_head(self, path: str) -> bytes:
+        """A whole GET request, for probes; ``path`` is absolute."""
+        return f"GET {path}".encode("ascii") + self._head_end + b"\r\n"
+
+    def close(self) -> None:
+        self.pool.close()
+
+
+class EngineRegistry:
+    """Engines by name."""
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
+        self._engines: dict[str, Engine] = {}
+        self._served: frozenset[tuple[str, bool]] = frozenset()
+
+    def __iter__(self) -> Iterator[Engine]:
+        return iter(self._engines.values())
+
+    def __len__(self) -> int:
+        return len(self._engines)
+
+    def get(self, name: str) -> Engine | None:
+        return self._engines.get(name)
+
+    def add(self, config: EngineConfig) -> bool:
+        """Add or replace; whether it is new.
+
+        Raises:
+            SettingsError: the URL is wrong; nothing has changed.
+        """
+        engine = Engine(config, self._timeouts)
+        before = self._engines.get(config.name)
+        self._engines[config.name] = engine
+        self._index()
+        if before is not None:
+            before.close()
+        return before is None
+
+    def remove(self, name: str) -> bool:
+        """Forget an engine; its running exchanges end by themselves."""
+        engine = self._engines.pop(name, None)
+        if engine is None:
+            return False
+        self._index()
+        engine.close()
+        return True
+
+    def models(self) -> dict[str, list[str]]:
+        """Model name -> names of the engines that serve it."""
+        served: dict[str, list[str]] = {}
+        for engine in self._engines.values():
+            for name in dict.fromkeys(model.name for model in engine.config.models):
+                served.setdefault(name, []).append(engine.name)
+        return served
+
+    def serves(self, model: str, kind: Kind) -> bool:
+        """Whether some engine serves ``model`` for requests of this kind."""
+        return (model, kind == "embedding") in self._served
+
+    def modes(self, model: str) -> set[Mode]:
+        """The modes in which some engine serves ``model``."""
+        return {
+            served.mode
+            for engine in self._engines.values()
+            for served in engine.config.models
+            if served.name == model
+        }
+
+    def close(self) -> None:
+        for engine in self._engines.values():
+            engine.close()
+
+    def _index(self) -> None:
+        self._served = frozenset(
+            (model.name, model.mode == "embedding")
+            for engine in self._engines.values()
+            for model in engine.config.models
+        )

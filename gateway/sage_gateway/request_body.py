@@ -1,0 +1,150 @@
+"""Reading and checking a request's body: bounded in size and time, parsed once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import orjson
+
+from sage_gateway.errors import ClientGone, HttpError
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+# A body may take its time as long as it moves: each stretch of so many bytes earns a second.
+_SLOWEST_BYTES_PER_S = 16 * 1024
+
+
+async def read_body(
+    receive: Receive, headers: dict[bytes, bytes], *, max_bytes: int, timeout_s: float
+) -> bytes:
+    """The whole body.
+
+    Raises:
+        HttpError: 413 as soon as it is over ``max_bytes`` (declared, or while it comes in);
+            408 when the client is too slow.
+        ClientGone: the client left before the end.
+    """
+    declared = headers.get(b"content-length")
+    if declared is not None and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    started = loop.time()
+    late = False
+
+    def give_up() -> None:
+        nonlocal late
+        late = True
+        task.cancel()
+
+    timer = loop.call_later(timeout_s, give_up)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            size += len(part)
+            if size > max_bytes:
+                raise _too_large(max_bytes)
+            parts.append(part)
+            if not message.get("more_body", False):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+            timer.cancel()
+            earned = started + timeout_s + size / _SLOWEST_BYTES_PER_S
+            timer = loop.call_at(earned, give_up)
+    except asyncio.CancelledError:
+        if not late:
+            raise
+        raise HttpError(
+            408, "The request's body came too slowly.", code="request_timeout"
+        ) from None
+    finally:
+        timer.cancel()
+
+
+def parse_body(raw: bytes, required: str) -> dict[str, Any]:
+    """Parse and check a request.
+
+    Args:
+        raw: the body as sent.
+        required: the field besides ``model`` that the route cannot do without.
+
+    Raises:
+        HttpError: 400, naming the place or the field.
+    """
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        if not raw.strip():
+            raise HttpError(
+                400, "The body is empty; it must be JSON.", code="invalid_json"
+            ) from None
+        raise HttpError(
+            400,
+            f"The body is not valid JSON: {error.msg} at line {error.lineno}, "
+            f"column {error.colno}.",
+            code="invalid_json",
+        ) from None
+    if not isinstance(body, dict):
+        raise HttpError(
+            400,
+            f"The body is a JSON {_json_kind(body)}; it must be an object.",
+            code="invalid_json",
+        )
+    model = body.get("model")
+    if model is None:
+        raise HttpError(
+            400,
+            "The field 'model' is missing. GET /v1/models lists the models.",
+            code="missing_field",
+            param="model",
+        )
+    if not isinstance(model, str) or not model:
+        raise _wrong("model", model, "a text that is not empty")
+    value = body.get(required)
+    if value is None:
+        raise HttpError(
+            400, f"The field {required!r} is missing.", code="missing_field", param=required
+        )
+    if required == "messages" and (not isinstance(value, list) or not value):
+        raise _wrong("messages", value, "a list of at least one message")
+    if required != "messages" and not isinstance(value, (str, list)):
+        raise _wrong(required, value, "a text or a list")
+    if not isinstance(body.get("stream"), (bool, type(None))):
+        raise _wrong("stream", body["stream"], "true or false")
+    options = body.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise _wrong("stream_options", options, "an object")
+    return body
+
+
+def _wrong(param: str, value: Any, expected: str) -> HttpError:
+    kind = _json_kind(value)
+    shown = "an empty list" if value == [] else "empty" if value == "" else f"a JSON {kind}"
+    return HttpError(
+        400,
+        f"The field {param!r} is {shown}; it must be {expected}.",
+        code="invalid_field",
+        param=param,
+    )
+
+
+def _json_kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    kinds = {dict: "object", list: "array", str: "string", int: "number", float: "number"}
+    return kinds.get(type(value), "null")
+
+
+def _too_large(max_bytes: int) -> HttpError:
+    return HttpError(
+        413,
+        f"The body is larger than {max_bytes} bytes, the limit of this gateway.",
+        code="body_too_large",
+    )

@@ -1,0 +1,108 @@
+"""Keep-alive connections to one engine: the freshest idle one is used first."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+from sage_gateway.upstream import Exchange, Timeouts, UpstreamConnection, open_connection
+
+# Uvicorn, and with it vLLM, closes a connection that is idle for 5 s; ours are dropped before.
+IDLE_LIMIT_S = 4.0
+
+
+class UpstreamPool:
+    """Connections to one engine.
+
+    Args:
+        host, port: where the engine listens.
+        tls: context for https, or None.
+        timeouts: limits of connecting and of every exchange.
+    """
+
+    def __init__(
+        self, host: str, port: int, tls: ssl.SSLContext | None, timeouts: Timeouts
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._tls = tls
+        self.timeouts = timeouts
+        self._idle: list[UpstreamConnection] = []
+        self._all: set[UpstreamConnection] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._all)
+
+    async def request(
+        self, parts: list[bytes], timeouts: Timeouts | None = None
+    ) -> tuple[Exchange, bool]:
+        """Send a request; returns its exchange and whether the connection had been used before.
+
+        A used connection may have been closed by the engine just now: an exchange on it that
+        fails before any answer is worth one more try on a fresh one (:meth:`request_fresh`).
+
+        Raises:
+            UpstreamError: no connection could be made.
+        """
+        limits = timeouts or self.timeouts
+        horizon = asyncio.get_running_loop().time() - IDLE_LIMIT_S
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.alive and connection.idle_since >= horizon:
+                return connection.send(parts, limits), True
+            connection.close()
+        return await self.request_fresh(parts, limits), False
+
+    async def request_fresh(self, parts: list[bytes], timeouts: Timeouts | None = None) -> Exchange:
+        """Send a request on a new connection.
+
+        Raises:
+            UpstreamError: no connection could be made.
+        """
+        limits = timeouts or self.timeouts
+        connection = UpstreamConnection(
+            asyncio.get_running_loop(), self._on_idle, self._on_connection_closed
+        )
+        await open_connection(connection, self._host, self._port, self._tls, limits.connect_s)
+        exchange = connection.send(parts, limits)
+        self._all.add(connection)
+        return exchange
+
+    def close(self) -> None:
+        """Close idle connections now and busy ones when their exchange ends."""
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for connection in self._idle:
+            connection.close()
+        self._idle.clear()
+
+    def _on_idle(self, connection: UpstreamConnection) -> None:
+        if self._closed:
+            connection.close()
+            return
+        self._idle.append(connection)
+        if self._sweeper is None:
+            self._sweeper = connection.loop.call_later(IDLE_LIMIT_S, self._sweep)
+
+    def _on_connection_closed(self, connection: UpstreamConnection) -> None:
+        self._all.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def _sweep(self) -> None:
+        """Close what has been idle for too long (some engines give each connection a thread)."""
+        self._sweeper = None
+        loop = asyncio.get_running_loop()
+        horizon = loop.time() - IDLE_LIMIT_S
+        kept = [c for c in self._idle if c.alive and c.idle_since > horizon]
+        dropped = [c for c in self._idle if c not in kept]
+        self._idle = kept
+        for connection in dropped:
+            connection.close()
+        if kept:
+            self._sweeper = loop.call_later(IDLE_LIMIT_S, self._sweep)

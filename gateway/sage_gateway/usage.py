@@ -1,0 +1,54 @@
+"""Token counts out of an engine's answer, without parsing the answer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+# A raw "usage" followed by a colon can only be a key: inside a string its quotes are escaped.
+_USAGE_OBJECT = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
+_TAIL = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the engine counted them; None where it did not say."""
+
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+NO_USAGE = Usage()
+
+
+def usage_of(value: Any) -> Usage:
+    """Read a parsed ``usage`` object; anything unexpected counts as not said."""
+    if not isinstance(value, dict):
+        return NO_USAGE
+    details = value.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return Usage(
+        _count(value.get("prompt_tokens")), _count(value.get("completion_tokens")), _count(cached)
+    )
+
+
+def usage_in_tail(body: bytes) -> Usage:
+    """The last ``usage`` object in the last few KB of a JSON answer."""
+    at = body.rfind(b'"usage"', max(0, len(body) - _TAIL))
+    while at >= 0:
+        match = _USAGE_OBJECT.match(body, at)
+        if match is not None:
+            try:
+                return usage_of(orjson.loads(match.group(1)))
+            except orjson.JSONDecodeError:
+                return NO_USAGE
+        at = body.rfind(b'"usage"', max(0, len(body) - _TAIL), at)
+    return NO_USAGE
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
