@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import httpx
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
 
 from sage_prefect.common import endpoints
 from sage_prefect.common.errors import ServiceError, SettingsError
 from sage_prefect.common.keys import read_master_key
+from sage_prefect.platform import http_request
+from sage_prefect.platform.http_request import Answer, RequestError
 from sage_prefect.platform.service import EngineRegistration
+
+log = logging.getLogger(__name__)
 
 _PATH = "/v1/management/engines"
 _TIMEOUT_S = 5.0
@@ -15,9 +23,6 @@ _TIMEOUT_S = 5.0
 
 class GatewayRegistrar:
     """Calls the management API of the gateway that is published now, if any."""
-
-    def __init__(self, client: httpx.AsyncClient) -> None:
-        self._client = client
 
     @property
     def gateway(self) -> str | None:
@@ -41,9 +46,9 @@ class GatewayRegistrar:
         }
         if engine.upstream_model is not None:
             body["upstream_model"] = engine.upstream_model
-        response = await self._call("POST", _PATH, body)
-        if response.status_code not in (200, 201):
-            raise _refused(f"to register engine {name!r}", response)
+        answer = await self._call("POST", _PATH, body)
+        if answer.status not in (200, 201):
+            raise _refused(f"to register engine {name!r}", answer)
 
     async def deregister(self, name: str) -> None:
         """Remove an engine; one that the gateway does not know is fine.
@@ -51,9 +56,9 @@ class GatewayRegistrar:
         Raises:
             ServiceError: no gateway, or it refused.
         """
-        response = await self._call("DELETE", f"{_PATH}/{name}")
-        if response.status_code not in (200, 204, 404):
-            raise _refused(f"to remove engine {name!r}", response)
+        answer = await self._call("DELETE", f"{_PATH}/{name}")
+        if answer.status not in (200, 204, 404):
+            raise _refused(f"to remove engine {name!r}", answer)
 
     async def known(self) -> dict[str, str]:
         """The engines that the gateway has: name -> base URL.
@@ -61,13 +66,46 @@ class GatewayRegistrar:
         Raises:
             ServiceError: no gateway, or it refused.
         """
-        response = await self._call("GET", _PATH)
-        if response.status_code != 200:
-            raise _refused("to list its engines", response)
-        listed = response.json()["engines"]
-        return {str(item["name"]): str(item.get("base_url", "")) for item in listed}
+        answer = await self._call("GET", _PATH)
+        if answer.status != 200:
+            raise _refused("to list its engines", answer)
+        try:
+            listed = orjson.loads(answer.body)["engines"]
+            return {str(item["name"]): str(item.get("base_url", "")) for item in listed}
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ServiceError(f"the gateway's list of engines is malformed: {error!r}.") from error
 
-    async def _call(self, method: str, path: str, body: object = None) -> httpx.Response:
+    async def ensure(self, engines: Mapping[str, EngineRegistration]) -> dict[str, bool]:
+        """Register the engines that the gateway lacks or has at another address.
+
+        Returns:
+            Engine name -> whether the gateway has it now. Failures are logged.
+        """
+        if self.gateway is None or not engines:
+            return dict.fromkeys(engines, False)
+        try:
+            known = await self.known()
+        except ServiceError as error:
+            log.warning("%s", error)
+            return dict.fromkeys(engines, False)
+        result = {}
+        for name, engine in engines.items():
+            result[name] = known.get(name) == engine.base_url or await self.try_register(
+                name, engine
+            )
+        return result
+
+    async def try_register(self, name: str, engine: EngineRegistration) -> bool:
+        """Like :meth:`register`, but a failure is logged and False is returned."""
+        try:
+            await self.register(name, engine)
+        except ServiceError as error:
+            log.warning("%s", error)
+            return False
+        log.info("engine %s registered with the gateway at %s", name, self.gateway)
+        return True
+
+    async def _call(self, method: str, path: str, body: Any = None) -> Answer:
         gateway = self.gateway
         if gateway is None:
             raise ServiceError("no gateway runs.", hint="Start one: `sage up`.")
@@ -76,19 +114,20 @@ class GatewayRegistrar:
         except SettingsError as error:
             raise ServiceError(error.message, hint=error.hint) from error
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+        content = None if body is None else orjson.dumps(body)
         try:
-            return await self._client.request(
-                method, gateway + path, json=body, headers=headers, timeout=_TIMEOUT_S
+            return await http_request.request(
+                method, gateway + path, headers=headers, body=content, timeout_s=_TIMEOUT_S
             )
-        except httpx.HTTPError as error:
+        except RequestError as error:
             raise ServiceError(
-                f"the gateway at {gateway} does not answer: {str(error) or type(error).__name__}.",
+                f"the gateway at {gateway} does not answer: {error}.",
                 hint="See `sage status` and `sage logs gateway`.",
             ) from error
 
 
-def _refused(what: str, response: httpx.Response) -> ServiceError:
+def _refused(what: str, answer: Answer) -> ServiceError:
     return ServiceError(
-        f"the gateway refused {what}: status {response.status_code}, {response.text[:300]}",
+        f"the gateway refused {what}: status {answer.status}, {answer.text[:300]}",
         hint="A 401 means that it runs with another master key than ours.",
     )

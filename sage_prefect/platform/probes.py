@@ -8,28 +8,27 @@ import re
 from collections.abc import Awaitable
 from pathlib import Path
 
-import httpx
-
+from sage_prefect.platform import http_request
+from sage_prefect.platform.http_request import RequestError
 from sage_prefect.platform.service import Probe
 
 
-async def ask(probe: Probe, *, started: float = 0.0, client: httpx.AsyncClient) -> str | None:
+async def ask(probe: Probe, *, started: float = 0.0) -> str | None:
     """None when the service answers as the probe wants it, else why not.
 
     Args:
         probe: with its placeholders filled.
         started: when the process started (seconds since the epoch), for ``file`` probes.
-        client: used by ``http`` probes.
     """
     try:
-        return await asyncio.wait_for(_ask(probe, started, client), probe.timeout_s)
+        return await asyncio.wait_for(_ask(probe, started), probe.timeout_s)
     except (TimeoutError, asyncio.TimeoutError):  # two types before Python 3.11
         return f"{probe.target}: no answer within {probe.timeout_s:g} s"
 
 
-async def _ask(probe: Probe, started: float, client: httpx.AsyncClient) -> str | None:
+async def _ask(probe: Probe, started: float) -> str | None:
     if probe.kind == "http":
-        return await _ask_http(probe, client)
+        return await _ask_http(probe)
     if probe.kind == "tcp":
         host, _, port = probe.target.rpartition(":")
         return await _connects(asyncio.open_connection(host, int(port)), probe.target)
@@ -49,18 +48,18 @@ def _call(target: str) -> str | None:
     return None if answer is None else f"{target}: {answer}"
 
 
-async def _ask_http(probe: Probe, client: httpx.AsyncClient) -> str | None:
+async def _ask_http(probe: Probe) -> str | None:
     try:
-        response = await client.get(
-            probe.target, headers=dict(probe.headers), timeout=probe.timeout_s
+        answer = await http_request.request(
+            "GET", probe.target, headers=probe.headers, timeout_s=probe.timeout_s
         )
-    except httpx.HTTPError as error:
-        return f"{probe.target}: {str(error) or type(error).__name__}"
-    if response.status_code not in probe.statuses:
-        return f"{probe.target}: status {response.status_code}"
-    if probe.matches is not None and not re.search(probe.matches, response.text):
+    except RequestError as error:
+        return f"{probe.target}: {error}"
+    if answer.status not in probe.statuses:
+        return f"{probe.target}: status {answer.status}"
+    if probe.matches is not None and not re.search(probe.matches, answer.text):
         return f"{probe.target}: the answer does not match {probe.matches!r}"
-    if probe.absent is not None and re.search(probe.absent, response.text):
+    if probe.absent is not None and re.search(probe.absent, answer.text):
         return f"{probe.target}: the answer still matches {probe.absent!r}"
     return None
 

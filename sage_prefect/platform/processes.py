@@ -126,7 +126,7 @@ def reap_adopted(own: Iterable[int]) -> None:
 
 
 def end_strays(
-    marker: str | None = None, leaders: Iterable[ProcessId] = (), *, timeout_s: float = 10.0
+    marker: str | None = None, leaders: Iterable[ProcessId] = (), *, timeout_s: float = 5.0
 ) -> int:
     """End what a killed supervisor left behind: SIGTERM, then SIGKILL. Only while none runs.
 

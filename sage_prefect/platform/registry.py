@@ -124,19 +124,34 @@ def socket_path() -> Path:
     """The control socket: in the state directory, or where that path is too long in a short one.
 
     Raises:
-        ServiceError: the short directory belongs to somebody else.
+        ServiceError: the short directory cannot be used.
     """
     path = state_dir() / "supervisor.sock"
     if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
         return path
     digest = hashlib.sha256(os.fsencode(state_dir())).hexdigest()[:16]
+    return runtime_dir() / f"{digest}.sock"
+
+
+def runtime_dir() -> Path:
+    """A directory of this user alone that all supervisors share, gone after a boot.
+
+    Raises:
+        ServiceError: somebody else made it.
+    """
     folder = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp") / f"sage-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ServiceError(
+            f"cannot make the directory {folder}: {error.strerror}.",
+            hint="Set XDG_RUNTIME_DIR to a writable directory of yours.",
+        ) from error
     status = folder.lstat()
     # /tmp is everyone's: another user may have made this name to catch our commands.
     if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o077:
         raise ServiceError(
             f"{folder} is not a private directory of user {os.getuid()}.",
-            hint="Remove it, or set SAGE_HOME to a shorter path.",
+            hint="Remove it, or set XDG_RUNTIME_DIR to a directory of yours.",
         )
-    return folder / f"{digest}.sock"
+    return folder

@@ -13,13 +13,12 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
-import httpx
-
 from sage_prefect.common import endpoints
 from sage_prefect.common.errors import ServiceError
 from sage_prefect.platform import probes, service_logs
 from sage_prefect.platform.child import Child, end_service
-from sage_prefect.platform.processes import MARKER, SERVICE_MARKER, spawn
+from sage_prefect.platform.listeners import foreign_listener
+from sage_prefect.platform.processes import MARKER, SERVICE_MARKER, members, spawn
 from sage_prefect.platform.service import ACTIVE, Probe, ServiceSpec, ServiceState, ServiceStatus
 
 log = logging.getLogger(__name__)
@@ -33,7 +32,6 @@ class Host(Protocol):
     """What a runner needs from the supervisor around it."""
 
     marker: str
-    client: httpx.AsyncClient
 
     def changed(self, runner: ServiceRunner) -> None:
         """The runner's state changed: remember it."""
@@ -212,8 +210,12 @@ class ServiceRunner:
                 status = await self._end_process()
                 return f"it ended while starting ({_explain_exit(status)})." + self._tail()
             answer = None if probe is None else await self._ask(probe)
-            if answer is None and self.child is not None and self.child.exited.is_set():
-                continue  # whoever answered was not our process
+            if self.child is not None and self.child.exited.is_set():
+                continue
+            # Whoever answers must be ours: another stack may have taken the port since.
+            taken = self._taken_port()
+            if taken is not None:
+                return f"port {taken} was taken by another process while it started."
             if answer is None:
                 return None
             now = time.monotonic()
@@ -302,7 +304,7 @@ class ServiceRunner:
         return status
 
     async def _ask(self, probe: Probe) -> str | None:
-        return await probes.ask(probe, started=self._since or 0.0, client=self._host.client)
+        return await probes.ask(probe, started=self._since or 0.0)
 
     async def _pause(self, seconds: float, *, watch_child: bool = True) -> None:
         """Sleep, but no longer than until a stop or (when watched) the child's end."""
@@ -324,6 +326,20 @@ class ServiceRunner:
         finally:
             work.cancel()
             stop.cancel()
+
+    def _taken_port(self) -> int | None:
+        child = self.child
+        if child is None:
+            return None
+
+        def own() -> list[int]:
+            return [m.pid for m in members(self._host.marker, self.name, [child.process])]
+
+        for claim in self.spec.ports:
+            port = self.ports[claim.name]
+            if foreign_listener(port, claim.host, own):
+                return port
+        return None
 
     def _withdraw(self) -> None:
         for name in self.filled.endpoints or {}:

@@ -22,17 +22,15 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO
 
-import httpx
-
 from sage_prefect.common import endpoints
-from sage_prefect.common.errors import PortInUseError, ServiceError
+from sage_prefect.common.errors import ServiceError
 from sage_prefect.common.logs import configure_logging
 from sage_prefect.common.paths import state_dir
-from sage_prefect.common.ports import SagePorts, choose_port, is_free
 from sage_prefect.platform import registry
 from sage_prefect.platform.control_server import ControlServer
 from sage_prefect.platform.gateway_registrar import GatewayRegistrar
 from sage_prefect.platform.gpus import GpuLedger, list_gpus
+from sage_prefect.platform.port_promises import PortPromises
 from sage_prefect.platform.processes import (
     MARKER,
     SERVICE_MARKER,
@@ -43,7 +41,7 @@ from sage_prefect.platform.processes import (
     reap_adopted,
 )
 from sage_prefect.platform.registry import Record
-from sage_prefect.platform.service import PortClaim, ServiceSpec, ServiceState
+from sage_prefect.platform.service import ServiceSpec, ServiceState
 from sage_prefect.platform.service_runner import ServiceRunner, listening
 
 log = logging.getLogger(__name__)
@@ -57,13 +55,13 @@ Say = Callable[[str], None]
 class Supervisor:
     """Owns the services; its methods are the operations that clients may ask for."""
 
-    def __init__(self, gpus: GpuLedger, client: httpx.AsyncClient) -> None:
+    def __init__(self, gpus: GpuLedger) -> None:
         self.marker = str(state_dir())
-        self.client = client
         self.runners: dict[str, ServiceRunner] = {}
         self.shutting_down = asyncio.Event()
         self._gpus = gpus
-        self._registrar = GatewayRegistrar(client)
+        self._ports = PortPromises()
+        self._registrar = GatewayRegistrar()
         self._former: dict[str, Record] = {}
         identity = identify(os.getpid())
         assert identity is not None  # we run
@@ -187,23 +185,20 @@ class Supervisor:
     # -- what runners ask (service_runner.Host) -------------------------------------------
 
     def changed(self, runner: ServiceRunner) -> None:
-        """Remember a runner's new state."""
-        if self.runners.get(runner.name) is runner:
-            self._persist()
+        """Remember a runner's new state; what does not run any more keeps no port and no GPU."""
+        if self.runners.get(runner.name) is not runner:
+            return
+        if not runner.active:
+            self._release(runner.name)
+        self._persist()
 
     def repick_ports(self, runner: ServiceRunner) -> bool:
         """Replace ports that somebody took between our choice and the service's bind."""
-        taken = {
-            claim.name
-            for claim in runner.spec.ports
-            if claim.explicit is None and not is_free(runner.ports[claim.name], claim.host)
-        }
-        avoid = self._promised()
-        for claim in runner.spec.ports:
-            if claim.name in taken:
-                runner.ports[claim.name] = _choose(claim, avoid)
-                avoid.add(runner.ports[claim.name])
-        return bool(taken)
+        fresh = self._ports.replace_taken(runner.name, runner.spec.ports, runner.ports)
+        if fresh is None:
+            return False
+        runner.ports = fresh
+        return True
 
     async def needs_met(self, runner: ServiceRunner) -> str | None:
         """Wait until the services that it needs are ready; None, or which one failed."""
@@ -218,14 +213,14 @@ class Supervisor:
 
     async def announce(self, runner: ServiceRunner) -> None:
         """Register an engine with the gateway; all engines when the gateway itself is ready."""
-        if runner.spec.engine is not None:
-            await self._register([runner])
+        engine = runner.filled.engine
+        if engine is not None and self._registrar.gateway is not None:
+            runner.registered = await self._registrar.try_register(runner.name, engine)
         if GATEWAY in (runner.filled.endpoints or {}):
-            await self._register(self._engines())
+            await self._ensure_registered()
 
     async def retract(self, runner: ServiceRunner) -> None:
-        """Remove an engine from the gateway, and give back what it was promised."""
-        self._gpus.release(runner.name)
+        """Remove an engine from the gateway, unless that is about to stop as well."""
         if runner.spec.engine is None or self.shutting_down.is_set():
             return
         if runner.registered and self._registrar.gateway is not None:
@@ -238,50 +233,19 @@ class Supervisor:
     # -- parts ----------------------------------------------------------------------------
 
     async def tick(self) -> None:
-        """Keep the gateway's list right (it may be restarted by somebody else) and reap."""
-        engines = self._engines()
-        if engines and self._registrar.gateway is not None:
-            try:
-                known = await self._registrar.known()
-            except ServiceError as error:
-                log.debug("%s", error)
-                for runner in engines:
-                    runner.registered = False
-            else:
-                await self._register(
-                    [
-                        runner
-                        for runner in engines
-                        if runner.filled.engine is not None
-                        and known.get(runner.name) != runner.filled.engine.base_url
-                    ]
-                )
-        else:
-            for runner in engines:
-                runner.registered = False
+        """Keep the gateway's list right (somebody else may restart it), and reap."""
+        await self._ensure_registered()
         reap_adopted(runner.child.pid for runner in self.runners.values() if runner.child)
 
-    def _engines(self) -> list[ServiceRunner]:
-        return [
-            runner
+    async def _ensure_registered(self) -> None:
+        engines = {
+            runner.name: runner.filled.engine
             for runner in self.runners.values()
-            if runner.spec.engine is not None and runner.status in ("ready", "unhealthy")
-        ]
-
-    async def _register(self, runners: Iterable[ServiceRunner]) -> None:
-        if self._registrar.gateway is None:
-            return
-        for runner in runners:
-            engine = runner.filled.engine
-            if engine is None:
-                continue
-            try:
-                await self._registrar.register(runner.name, engine)
-            except ServiceError as error:
-                runner.registered = False
-                log.warning("%s", error)
-            else:
-                runner.registered = True
+            if runner.filled.engine is not None and runner.status in ("ready", "unhealthy")
+        }
+        for name, known in (await self._registrar.ensure(engines)).items():
+            if name in self.runners:
+                self.runners[name].registered = known
 
     async def _make_way(self, spec: ServiceSpec, replace: bool) -> None:
         """Leave an equal running service alone; clear away a failed or replaced one."""
@@ -321,31 +285,26 @@ class Supervisor:
 
     def _prepare(self, spec: ServiceSpec) -> ServiceRunner:
         """Promise ports and GPU memory. Nothing runs yet, and nothing is awaited in here."""
-        ports: dict[str, int] = {}
-        avoid = self._promised()
-        for claim in spec.ports:
-            ports[claim.name] = _choose(claim, avoid)
-            avoid.add(ports[claim.name])
+        ports = self._ports.promise(spec.name, spec.ports)
         env = service_environment()
         if spec.gpu:
-            devices = self._gpus.claim(spec.name, spec.gpu)
+            try:
+                devices = self._gpus.claim(spec.name, spec.gpu)
+            except ServiceError:
+                self._release(spec.name)
+                raise
             env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
         runner = ServiceRunner(spec, self, ports, env)
         self.runners[spec.name] = runner
         return runner
 
-    def _promised(self) -> set[int]:
-        # A failed service keeps no port; a restarting one does.
-        return {
-            port
-            for runner in self.runners.values()
-            if runner.active
-            for port in runner.ports.values()
-        }
-
     def _forget(self, runner: ServiceRunner) -> None:
         self.runners.pop(runner.name, None)
-        self._gpus.release(runner.name)
+        self._release(runner.name)
+
+    def _release(self, name: str) -> None:
+        self._ports.release(name)
+        self._gpus.release(name)
 
     def _records(self) -> Mapping[str, Record]:
         records = {name: r for name, r in self._former.items() if name not in self.runners}
@@ -375,33 +334,6 @@ def _private(variable: str) -> bool:
     return variable in (MARKER, SERVICE_MARKER) or variable.startswith("SAGE_PORT_")
 
 
-def _choose(claim: PortClaim, avoid: set[int]) -> int:
-    if claim.row is not None:
-        return choose_port(
-            SagePorts[claim.row], explicit=claim.explicit, host=claim.host, avoid=avoid
-        )
-    if claim.explicit is not None:
-        if claim.explicit not in avoid and is_free(claim.explicit, claim.host):
-            return claim.explicit
-        raise PortInUseError(
-            f"port {claim.explicit} is taken on {claim.host}.",
-            hint="Stop what listens there, or choose another port.",
-        )
-    return _any_port(claim.host, avoid)
-
-
-def _any_port(host: str, avoid: set[int]) -> int:
-    import socket
-
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    while True:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.bind((host, 0))
-            port = int(probe.getsockname()[1])
-        if port not in avoid:
-            return port
-
-
 # -- the process ------------------------------------------------------------------------------
 
 
@@ -425,32 +357,29 @@ async def serve(idle_exit_s: float) -> None:
     become_subreaper()
     loop = asyncio.get_running_loop()
     stopping: set[asyncio.Task[None]] = set()
-    # Loopback probes go to no proxy; idle connections would hold worker threads of llama.cpp.
-    limits = httpx.Limits(max_keepalive_connections=0)
-    async with httpx.AsyncClient(trust_env=False, limits=limits) as client:
-        supervisor = Supervisor(GpuLedger(list_gpus()), client)
-        supervisor.adopt_former()
+    supervisor = Supervisor(GpuLedger(list_gpus()))
+    supervisor.adopt_former()
 
-        def on_signal() -> None:
-            log.info("told to stop")
-            if not stopping:
-                stopping.add(loop.create_task(supervisor.shut_down(log.info)))
+    def on_signal() -> None:
+        log.info("told to stop")
+        if not stopping:
+            stopping.add(loop.create_task(supervisor.shut_down(log.info)))
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal)
-        async with ControlServer(supervisor) as server:
-            log.info("supervisor ready, pid %d, socket %s", os.getpid(), server.path)
-            idle_since = loop.time()
-            while not supervisor.shutting_down.is_set():
-                await _wait(supervisor.shutting_down, min(_TICK_S, max(idle_exit_s / 2, 0.05)))
-                await supervisor.tick()
-                if supervisor.busy or server.connections:
-                    idle_since = loop.time()
-                elif loop.time() - idle_since >= idle_exit_s:
-                    log.info("idle for %g s: leaving", idle_exit_s)
-                    break
-            await asyncio.gather(*stopping)
-            await server.finish()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    async with ControlServer(supervisor) as server:
+        log.info("supervisor ready, pid %d, socket %s", os.getpid(), server.path)
+        idle_since = loop.time()
+        while not supervisor.shutting_down.is_set():
+            await _wait(supervisor.shutting_down, min(_TICK_S, max(idle_exit_s / 2, 0.05)))
+            await supervisor.tick()
+            if supervisor.busy or server.connections:
+                idle_since = loop.time()
+            elif loop.time() - idle_since >= idle_exit_s:
+                log.info("idle for %g s: leaving", idle_exit_s)
+                break
+        await asyncio.gather(*stopping)
+        await server.finish()
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
@@ -466,7 +395,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--idle-exit", type=float, default=60.0, metavar="SECONDS")
     options = parser.parse_args(arguments)
     configure_logging()
-    logging.getLogger("httpx").setLevel("WARNING")
     try:
         lock = take_lock()
         if lock is None:

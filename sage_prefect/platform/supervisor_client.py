@@ -283,7 +283,7 @@ def _call(request: dict[str, Any], on_progress: Progress | None = None) -> Any:
         try:
             connection.connect(str(registry.socket_path()))
             connection.sendall(orjson.dumps(request) + b"\n")
-        except (FileNotFoundError, ConnectionError) as error:
+        except (FileNotFoundError, NotADirectoryError, ConnectionError) as error:
             raise SupervisorNotRunning from error
         with connection.makefile("rb") as stream:
             for line in _lines(stream):

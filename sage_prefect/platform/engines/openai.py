@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import httpx
+import urllib.parse
 
 from sage_prefect.common.errors import ServiceError
 from sage_prefect.platform.engines.base import (
@@ -45,8 +45,8 @@ class OpenAIDriver(EngineDriver):
                 hint="Its port stands in --base-url.",
             )
         url = (options.base_url or "").rstrip("/")
-        parsed = httpx.URL(url) if url else None
-        if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
+        parsed = urllib.parse.urlsplit(url)
+        if parsed.scheme not in ("http", "https") or not parsed.hostname:
             raise ServiceError(
                 f"base_url {options.base_url!r} of the external engine is not an http(s) URL.",
                 hint="For example: --base-url http://127.0.0.1:11434/v1",
