@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sage_bench.report import NOISY_PERCENT
 from sage_bench.result_folder import MEASUREMENTS
 from sage_bench.session import RunResult
 from sage_bench.stats import Interval, unpaired_ratio
@@ -123,7 +124,7 @@ def _differences(before: RunResult, after: RunResult) -> Iterator[str]:
             yield f"{what} differs: {one} before, {other} after."
     for run in (before, after):
         load = run.manifest.load
-        if load is not None and load.others_percent + load.steal_percent > 10:
+        if load is not None and load.others_percent + load.steal_percent > NOISY_PERCENT:
             yield (
                 f"{run.folder.uid}: {load.others_percent:.0f} % of the cores went to other "
                 f"processes and {load.steal_percent:.0f} % were stolen."

@@ -16,6 +16,8 @@ from sage_bench.stats import Interval
 from sage_bench.summary import Row, Summary, Table
 
 _COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.UNPROVED: "yellow"}
+# Above this share of the cores going elsewhere the report warns.
+NOISY_PERCENT = 10.0
 COLUMNS = ("system", "value [95 % CI]", "mean", "min .. max", "CPU s", "rounds", "beside peer")
 
 
@@ -95,6 +97,8 @@ def context_lines(manifest: Manifest) -> list[str]:
             f"Cores during the run: {load.own_percent:.0f} % this benchmark, "
             f"{load.others_percent:.0f} % other processes, {load.steal_percent:.1f} % stolen."
         )
+        if load.others_percent + load.steal_percent > NOISY_PERCENT:
+            lines.append("The machine was not quiet: trust CPU times and ratios, not wall times.")
     if manifest.status != "complete":
         lines.append(f"This run is {manifest.status}: its figures are not a result.")
     return lines

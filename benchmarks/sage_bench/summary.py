@@ -78,27 +78,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run found."""
+    """What a run found; ``failures`` counts the measurements of counted rounds that failed."""
 
     uid: str
     experiment: str
     title: str
     tables: tuple[Table, ...]
     outcomes: tuple[Outcome, ...]
-
-    @property
-    def measured(self) -> int:
-        """How many rounds of systems were measured without failure, over all tables."""
-        return sum(row.rounds for table in self.tables for row in table.rows)
-
-    @property
-    def failures(self) -> int:
-        """Failed rounds, each counted once."""
-        return sum(
-            max((t.rows[i].failures for t in self.tables if t.case == case), default=0)
-            for case in dict.fromkeys(t.case for t in self.tables)
-            for i in range(len(next(t for t in self.tables if t.case == case).rows))
-        )
+    failures: int
 
     def to_json(self) -> dict[str, Any]:
         """Content of summary.json."""
@@ -134,7 +121,8 @@ def summarise(
         for metric in metrics
     ]
     outcomes = [_outcome(claim, tables) for claim in claims]
-    return Summary(uid, experiment, title, tuple(tables), tuple(outcomes))
+    failures = sum(m.error is not None for m in kept)
+    return Summary(uid, experiment, title, tuple(tables), tuple(outcomes), failures)
 
 
 def _table(case: str, metric: Metric, measurements: Sequence[Measurement], seed: int) -> Table:
