@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import gc
 import ipaddress
 import logging
 import math
@@ -63,6 +64,9 @@ def serve(
         log.warning(warning)
     keys = make_key_ring(config, host, no_auth=no_auth)
     listener = bind(host, port)
+    # What start-up made stays: the collector need not look at it again and again.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     try:
         uvloop.run(_serve(config, keys, listener, host, announce))
     finally:
