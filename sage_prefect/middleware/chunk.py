@@ -52,7 +52,8 @@ class Chunk(Operator):
         context: bool = True,
     ) -> None:
         try:
-            check_budget(max_tokens - SPECIAL_TOKENS, overlap)
+            check_budget(max_tokens, overlap)
+            check_budget(max_tokens - SPECIAL_TOKENS, 0)
         except ValueError as error:
             raise GraphError(f"Chunk: {error}") from None
         self.max_tokens = max_tokens
@@ -96,7 +97,7 @@ class Chunk(Operator):
     def _chunks(self, text: str, title: str) -> list[str]:
         budget = self.max_tokens - SPECIAL_TOKENS
         headings = find_headings(text)
-        whole = list(islice(split(text, budget, self.overlap, headings), 2))
+        whole = list(islice(split(text, budget, min(self.overlap, budget // 2), headings), 2))
         if len(whole) < 2:
             return [text[span.start : span.stop] for span in whole]
         contexts: dict[str, str] = {}

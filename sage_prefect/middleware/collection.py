@@ -1,8 +1,8 @@
 """A published collection: a vector index and the rows that its ids stand for.
 
-One generation holds ``manifest.json``, ``index.svx`` and ``part-*.arrow``: the staged partitions
-themselves, memory-mapped. Ids of the index are row numbers over the parts in order. The parts keep
-their vectors, so that an index of another kind can be built from them.
+One generation holds ``manifest.json``, ``index.svx`` and, memory-mapped, ``rows.arrow``: the rows
+of all partitions in order. Ids of the index are row numbers. The rows keep their vectors, so that
+an index of another kind can be built from them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import orjson
-import pyarrow as pa
 
 from sage_prefect.common.errors import CorruptFileError, VectorIndexError, near_name
 from sage_prefect.common.paths import data_dir
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST = "manifest.json"
 INDEX = "index.svx"
+ROWS = "rows.arrow"
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Manifest:
 
     Args:
         commit: unique per commit.
-        parts: per part: partition key, file name, rows.
-        vector_column: the column of the parts that is indexed.
+        parts: per partition: ``key``, ``rows``, ``first_batch`` and ``batches`` in ``rows.arrow``.
+        vector_column: the column that is indexed.
         columns: the other columns.
     """
 
@@ -54,6 +54,10 @@ class Manifest:
     created: str
     index: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
+
+    def part(self, key: str) -> dict[str, Any] | None:
+        """The partition of this key, or None."""
+        return next((part for part in self.parts if part["key"] == key), None)
 
     def to_json(self) -> bytes:
         """The manifest as it is stored."""
@@ -107,14 +111,12 @@ class Collection:
         self.folder = folder
         self.manifest = manifest
         self.index = index
-        self._batches: list[pa.RecordBatch] = []
+        self._batches = list(batches_of(open_arrow(folder / ROWS)))
         self._starts: list[int] = []
         rows = 0
-        for part in manifest.parts:
-            for batch in batches_of(open_arrow(folder / str(part["file"]))):
-                self._starts.append(rows)
-                self._batches.append(batch)
-                rows += batch.num_rows
+        for batch in self._batches:
+            self._starts.append(rows)
+            rows += batch.num_rows
         if rows != manifest.rows:
             raise CorruptFileError(
                 f"{folder} holds {rows} row(s); its manifest says {manifest.rows}.",
@@ -170,12 +172,7 @@ class Collection:
                 )
             at = bisect_right(self._starts, number) - 1
             batch, offset = self._batches[at], number - self._starts[at]
-            row = {}
-            for name in columns:
-                # A part may lack a column that others have: it is null there.
-                position = batch.schema.get_field_index(name)
-                row[name] = batch.column(position)[offset].as_py() if position >= 0 else None
-            found.append(row)
+            found.append({name: batch.column(name)[offset].as_py() for name in columns})
         return found
 
 

@@ -85,7 +85,9 @@ class Embed(Operator):
         self.batch_size = batch_size * concurrency * 2
 
     def setup(self) -> None:
-        self._client = gateway_client(self.context, timeout_s=self.timeout_s)
+        self._client = gateway_client(
+            self.context, timeout_s=self.timeout_s, embed_texts=self.request_size
+        )
         self._threads = ThreadPoolExecutor(self.concurrency, thread_name_prefix="embed")
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sage_prefect.common.errors import RequestRejected
 from sage_prefect.kernel.operator import OperatorContext
@@ -11,27 +11,22 @@ if TYPE_CHECKING:
     from sage_prefect.inference.client import UnifiedInferenceClient
 
 
-def gateway_client(context: OperatorContext, *, timeout_s: float) -> UnifiedInferenceClient:
+def gateway_client(
+    context: OperatorContext, *, timeout_s: float, **options: Any
+) -> UnifiedInferenceClient:
     """A client that names band, tenant and deadline of the run in each call.
+
+    Args:
+        options: of ``UnifiedInferenceClient.create``.
 
     Raises:
         EngineUnavailable: no gateway is found.
     """
     from sage_prefect.inference.client import UnifiedInferenceClient
+    from sage_prefect.inference.protocol import CallContext
 
-    return UnifiedInferenceClient.create(timeout_s=timeout_s, headers=urgency_headers(context))
-
-
-def urgency_headers(context: OperatorContext) -> dict[str, str]:
-    """Request headers that carry the run's urgency to the gateway's scheduler."""
-    headers: dict[str, str] = {}
-    if context.band:
-        headers["x-sage-band"] = context.band
-    if context.tenant:
-        headers["x-sage-tenant"] = context.tenant
-    if context.deadline_ms is not None:
-        headers["x-sage-deadline-ms"] = f"{context.deadline_ms:g}"
-    return headers
+    urgency = CallContext(band=context.band, tenant=context.tenant, deadline_ms=context.deadline_ms)
+    return UnifiedInferenceClient.create(timeout_s=timeout_s, context=urgency, **options)
 
 
 def blames_input(error: RequestRejected) -> bool:

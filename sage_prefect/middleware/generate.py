@@ -176,11 +176,11 @@ class Generate(Operator):
                     "Prompt(..., max_tokens=...).",
                 ),
             ) from error
-        usage = result.usage
+        counted = result.usage.total_tokens > 0
         return _Answer(
             result.text,
-            usage.prompt_tokens if usage is not None else None,
-            usage.completion_tokens if usage is not None else None,
+            result.usage.prompt_tokens if counted else None,
+            result.usage.completion_tokens if counted else None,
             result.latency_ms,
             result.engine,
         )

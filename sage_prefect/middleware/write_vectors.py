@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +19,21 @@ from sage_prefect.kernel.sink import Committed, Receipt, Sink
 from sage_prefect.middleware.collection import (
     INDEX,
     MANIFEST,
+    ROWS,
     Manifest,
     collections_dir,
     read_manifest,
 )
-from sage_prefect.middleware.columns import vectors
+from sage_prefect.middleware.columns import column, vector_array, vectors, with_columns
 from sage_prefect.middleware.generations import Generations
-from sage_prefect.middleware.staging import batches_of, check_name, discard, open_arrow, stage
+from sage_prefect.middleware.staging import (
+    check_name,
+    conform,
+    discard,
+    open_arrow,
+    stage,
+    unify,
+)
 
 Metric = Literal["cosine", "ip", "l2"]
 Kind = Literal["flat", "graph"]
@@ -81,7 +88,11 @@ class WriteVectors(Sink):
         return Receipt(partition, index, rows, str(file) if rows else "")
 
     def holds(self, receipt: Receipt) -> bool:
-        return not receipt.rows or Path(receipt.location).is_file()
+        if not receipt.rows or Path(receipt.location).is_file():
+            return True
+        # A run that died right after its commit finds its partitions published.
+        manifest = self._generations().read(read_manifest)
+        return manifest is not None and manifest.part(receipt.partition) is not None
 
     def commit(self, receipts: Sequence[Receipt]) -> Committed:
         ordered = sorted((r for r in receipts if r.rows), key=lambda r: r.index)
@@ -101,8 +112,8 @@ class WriteVectors(Sink):
             manifest = read_manifest(now) if now is not None else None
             if now is not None and manifest is not None and self._same(manifest, keys):
                 return self._committed(now, manifest)
-            files = [self._find(receipt, now, manifest) for receipt in ordered]
-            folder = generations.publish(lambda building: self._build(building, keys, files))
+            parts = [self._part(receipt, now, manifest) for receipt in ordered]
+            folder = generations.publish(lambda building: self._build(building, parts))
             discard(generations.staging, [Path(receipt.location) for receipt in ordered])
             return self._committed(folder, read_manifest(folder))
 
@@ -121,8 +132,6 @@ class WriteVectors(Sink):
 
     def _checked(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Bring the vectors to float32 of one width, where rows went through Python."""
-        from sage_prefect.middleware.columns import vector_array, with_columns
-
         matrix = vectors(self.name, batch, self.column)
         return with_columns(batch, {self.column: vector_array(matrix)})
 
@@ -138,74 +147,78 @@ class WriteVectors(Sink):
             and manifest.index == self._config()
         )
 
-    def _find(self, receipt: Receipt, now: Path | None, manifest: Manifest | None) -> Path:
-        """The staged file; or the same partition in the current generation."""
+    def _part(self, receipt: Receipt, now: Path | None, manifest: Manifest | None) -> _Part:
+        """The staged partition; or the same one in the current generation."""
         staged = Path(receipt.location)
         if staged.is_file():
-            return staged
-        for part in manifest.parts if manifest is not None else ():
-            if part["key"] == receipt.partition and now is not None:
-                return now / str(part["file"])
+            return _Part(receipt.partition, staged)
+        known = manifest.part(receipt.partition) if manifest is not None else None
+        if now is not None and known is not None:
+            return _Part(
+                receipt.partition, now / ROWS, int(known["first_batch"]), int(known["batches"])
+            )
         raise VectorIndexError(
             f"collection {self.collection!r}: staged file {staged} is gone.",
             hint="Workers and the process that commits must share the data directory. Run again.",
         )
 
-    def _build(self, folder: Path, keys: list[str], files: list[Path]) -> None:
+    def _build(self, folder: Path, parts: list[_Part]) -> None:
         from sage_prefect.middleware.vector_index import VectorIndex
 
-        index: VectorIndex | None = None
-        dim = rows = 0
-        columns: dict[str, None] = {}
-        parts: list[dict[str, Any]] = []
-        for number, (key, file) in enumerate(zip(keys, files, strict=True)):
-            name = f"part-{number:05d}.arrow"
-            _link(file, folder / name)
-            before = rows
-            for batch in batches_of(open_arrow(folder / name)):
-                matrix = vectors(self.name, batch, self.column)
-                if index is None:
-                    dim = matrix.shape[1]
-                    index = VectorIndex(
-                        dim, metric=self.metric, kind=self.kind, storage=self.storage
-                    )
-                if matrix.shape[1] != dim:
-                    raise VectorIndexError(
-                        f"collection {self.collection!r}: vectors have {dim} and "
-                        f"{matrix.shape[1]} dimensions.",
-                        hint="One collection holds vectors of one model. Run the pipeline anew.",
-                    )
-                index.add(matrix, ids=np.arange(rows, rows + len(matrix), dtype=np.int64))
-                rows += len(matrix)
-                columns.update(dict.fromkeys(batch.schema.names))
-            parts.append({"key": key, "file": name, "rows": rows - before})
-        if index is None:
-            raise VectorIndexError(f"collection {self.collection!r}: its staged files are empty.")
-        self._refuse_duplicates(folder, parts)
+        schemas = [open_arrow(part.file).schema for part in parts]
+        dims = sorted({schema.field(self.column).type.list_size for schema in schemas})
+        if len(dims) > 1:
+            raise VectorIndexError(
+                f"collection {self.collection!r}: vectors of {dims} dimensions.",
+                hint="One collection holds vectors of one model. Run the pipeline anew.",
+            )
+        schema = unify(schemas, f"collection {self.collection!r}")
+        index = VectorIndex(dims[0], metric=self.metric, kind=self.kind, storage=self.storage)
+        identities: list[pa.Array] = []
+        entries: list[dict[str, Any]] = []
+        rows = number = 0
+        with pa.ipc.new_file(str(folder / ROWS), schema) as writer:
+            for part in parts:
+                start, first = rows, number
+                for batch in part.read():
+                    writer.write_batch(conform(batch, schema))
+                    matrix = vectors(self.name, batch, self.column)
+                    index.add(matrix, ids=np.arange(rows, rows + len(matrix), dtype=np.int64))
+                    if self.id_column is not None:
+                        identities.append(
+                            column(self.name, batch, self.id_column).cast(pa.string())
+                        )
+                    rows += len(matrix)
+                    number += 1
+                entries.append(
+                    {
+                        "key": part.key,
+                        "rows": rows - start,
+                        "first_batch": first,
+                        "batches": number - first,
+                    }
+                )
+        self._refuse_duplicates(identities)
         index.save(folder / INDEX)
         manifest = Manifest(
             name=self.collection,
             commit=uuid.uuid4().hex,
             rows=rows,
-            dim=dim,
+            dim=dims[0],
             metric=self.metric,
             vector_column=self.column,
             id_column=self.id_column,
-            columns=[name for name in columns if name != self.column],
-            parts=parts,
+            columns=[name for name in schema.names if name != self.column],
+            parts=entries,
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             index=self._config(),
         )
         (folder / MANIFEST).write_bytes(manifest.to_json())
 
-    def _refuse_duplicates(self, folder: Path, parts: list[dict[str, Any]]) -> None:
-        if self.id_column is None:
+    def _refuse_duplicates(self, identities: list[pa.Array]) -> None:
+        if not identities:
             return
-        arrays = []
-        for part in parts:
-            for batch in batches_of(open_arrow(folder / str(part["file"]))):
-                arrays.append(batch.column(self.id_column).cast(pa.string()))
-        counted = pc.value_counts(pa.chunked_array(arrays))
+        counted = pc.value_counts(pa.chunked_array(identities))
         repeated = counted.filter(pc.greater(counted.field("counts"), 1))
         if len(repeated):
             shown = ", ".join(repr(value) for value in repeated.field("values")[:3].to_pylist())
@@ -230,9 +243,17 @@ class WriteVectors(Sink):
         )
 
 
-def _link(source: Path, target: Path) -> None:
-    """The file under a second name; a copy where the file system has no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+@dataclass(frozen=True)
+class _Part:
+    """A partition: a staged file, or a run of batches of a generation."""
+
+    key: str
+    file: Path
+    first: int = 0
+    count: int | None = None
+
+    def read(self) -> Iterator[pa.RecordBatch]:
+        reader = open_arrow(self.file)
+        stop = reader.num_record_batches if self.count is None else self.first + self.count
+        for at in range(self.first, stop):
+            yield reader.get_batch(at)

@@ -67,7 +67,7 @@ def test_outline() -> None:
         ("under_except", "function", "under_except()"),
     ]
     assert found.documented[2].doc == "A class.\n\nMake it."
-    assert found.exported == {"func", "Class", "late"}
+    assert found.exported == frozenset({"func", "Class", "late"})
     assert found.imports == {"_private": {"*"}, ".inner": {"thing"}}
 
 

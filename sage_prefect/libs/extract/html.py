@@ -8,7 +8,8 @@ from typing import Any
 from sage_prefect.common.errors import MissingDependencyError
 
 _DROPPED = frozenset(
-    {"script", "style", "noscript", "template", "svg", "math", "iframe", "object", "head"}
+    {"script", "style", "noscript", "template", "svg", "math", "iframe", "object"}
+    | {"head", "title"}
 )
 _HEADINGS = {f"h{level}": "#" * level + " " for level in range(1, 7)}
 _BLOCKS = frozenset(
