@@ -9,11 +9,37 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
+    "Chunk": "sage_prefect.middleware.chunk",
+    "Collection": "sage_prefect.middleware.collection",
+    "Embed": "sage_prefect.middleware.embed",
+    "Generate": "sage_prefect.middleware.generate",
+    "Print": "sage_prefect.middleware.print_rows",
+    "Prompt": "sage_prefect.middleware.prompt",
+    "PythonDocs": "sage_prefect.middleware.python_docs",
+    "ReadFiles": "sage_prefect.middleware.read_files",
+    "Retrieve": "sage_prefect.middleware.retrieve",
     "VectorIndex": "sage_prefect.middleware.vector_index",
+    "WriteJsonl": "sage_prefect.middleware.write_files",
+    "WriteParquet": "sage_prefect.middleware.write_files",
+    "WriteVectors": "sage_prefect.middleware.write_vectors",
+    "open_collection": "sage_prefect.middleware.collection",
 }
 
 if TYPE_CHECKING:
+    from sage_prefect.middleware.chunk import Chunk as Chunk
+    from sage_prefect.middleware.collection import Collection as Collection
+    from sage_prefect.middleware.collection import open_collection as open_collection
+    from sage_prefect.middleware.embed import Embed as Embed
+    from sage_prefect.middleware.generate import Generate as Generate
+    from sage_prefect.middleware.print_rows import Print as Print
+    from sage_prefect.middleware.prompt import Prompt as Prompt
+    from sage_prefect.middleware.python_docs import PythonDocs as PythonDocs
+    from sage_prefect.middleware.read_files import ReadFiles as ReadFiles
+    from sage_prefect.middleware.retrieve import Retrieve as Retrieve
     from sage_prefect.middleware.vector_index import VectorIndex as VectorIndex
+    from sage_prefect.middleware.write_files import WriteJsonl as WriteJsonl
+    from sage_prefect.middleware.write_files import WriteParquet as WriteParquet
+    from sage_prefect.middleware.write_vectors import WriteVectors as WriteVectors
 
 
 def __getattr__(name: str) -> Any:
