@@ -523,6 +523,7 @@ def _from_ipc(section: bytes, path: str, rows: int) -> pa.Table:
         raise CorruptFileError(f"vector index file {path}: section 'payload': {error}.") from error
     if len(table) != rows:
         raise CorruptFileError(
-            f"vector index file {path}: section 'payload': has {len(table)} rows for {rows} vectors."
+            f"vector index file {path}: section 'payload': has {len(table)} rows "
+            f"for {rows} vectors."
         )
     return table

@@ -1,0 +1,20 @@
+// Instruction set tiers and the choice among them at run time.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace sage {
+
+enum class Tier { scalar, avx2, avx512 };
+
+const char* tier_name(Tier tier);
+
+// The tiers that this CPU and operating system can run, slowest first.
+std::vector<Tier> available_tiers();
+
+// The best available tier, or the one that the environment variable SAGE_NATIVE_ISA forces.
+// Throws std::invalid_argument when the variable names an unknown or unavailable tier.
+Tier chosen_tier();
+
+}  // namespace sage
