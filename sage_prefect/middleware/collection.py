@@ -135,7 +135,7 @@ class Collection:
             queries: float32 ``[m, dim]``.
 
         Returns:
-            Row numbers int64 ``[m, k]`` (-1 where there are fewer rows) and scores float32
+            Row numbers int64 ``[m, k]`` (-1 and NaN where there are fewer rows) and scores float32
             ``[m, k]``: similarities for cosine and ip, squared distances for l2.
 
         Raises:
@@ -187,6 +187,8 @@ def open_collection(name: str) -> Collection:
 
     def opened(folder: Path) -> Collection:
         manifest = read_manifest(folder)
+        if not (folder / INDEX).is_file():  # removed by a commit just now: read the next one
+            raise FileNotFoundError(folder / INDEX)
         index = VectorIndex.open(folder / INDEX, mmap=True, read_only=True)
         return Collection(folder, manifest, index)
 

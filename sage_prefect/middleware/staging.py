@@ -106,6 +106,8 @@ def unify(schemas: list[pa.Schema], what: str) -> pa.Schema:
     Raises:
         GraphError: a column has types that do not go together.
     """
+    if not schemas:
+        return pa.schema([])
     try:
         return pa.unify_schemas(schemas, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sage_prefect.common.errors import VectorIndexError
+from sage_prefect.common.errors import GraphError, VectorIndexError
 from sage_prefect.kernel.sink import Committed, Receipt, Sink
 from sage_prefect.middleware.collection import (
     INDEX,
@@ -34,10 +34,7 @@ from sage_prefect.middleware.staging import (
     stage,
     unify,
 )
-
-Metric = Literal["cosine", "ip", "l2"]
-Kind = Literal["flat", "graph"]
-Storage = Literal["int8", "bfloat16", "float32"]
+from sage_prefect.middleware.vector_index import Kind, Metric, Storage, VectorIndex
 
 
 class WriteVectors(Sink):
@@ -58,7 +55,7 @@ class WriteVectors(Sink):
         storage: how the index holds vectors.
 
     Raises:
-        GraphError: the name cannot be a folder's.
+        GraphError: the name cannot be a folder's, or this version has no such index.
         VectorIndexError: no rows, vectors of different lengths, an id that is there twice.
     """
 
@@ -72,8 +69,13 @@ class WriteVectors(Sink):
         id_column: str | None = "chunk_id",
         metric: Metric = "cosine",
         kind: Kind = "flat",
-        storage: Storage = "int8",
+        storage: Storage = "float32",
     ) -> None:
+        try:
+            # What this version cannot build is refused now, not after all is embedded.
+            VectorIndex(1, metric=metric, kind=kind, storage=storage)
+        except ValueError as error:
+            raise GraphError(f"WriteVectors({name!r}): {error}.") from None
         self.collection = check_name("collection", name)
         self.column = column
         self.id_column = id_column
@@ -163,8 +165,6 @@ class WriteVectors(Sink):
         )
 
     def _build(self, folder: Path, parts: list[_Part]) -> None:
-        from sage_prefect.middleware.vector_index import VectorIndex
-
         schemas = [open_arrow(part.file).schema for part in parts]
         dims = sorted({schema.field(self.column).type.list_size for schema in schemas})
         if len(dims) > 1:

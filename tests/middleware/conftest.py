@@ -14,7 +14,7 @@ import pytest
 
 from sage_prefect.kernel.operator_pool import pool
 
-DIM = 16
+DIM = 64
 Answer = tuple[int, dict[str, Any], dict[str, str]]
 
 
