@@ -100,7 +100,7 @@ class Exchange:
         self._idle_s = timeouts.idle_s
         self._last_activity = self._loop.time()
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(
-            self._limit_s, self._check_time
+            min(self._limit_s, self._idle_s), self._check_time
         )
 
     # -- for the caller -------------------------------------------------------------------
@@ -222,7 +222,8 @@ class Exchange:
             # The client is slow, not the engine: its own limit is the relay's business.
             wait = self._limit_s
         if wait > 0:
-            self._timer = self._loop.call_later(wait + 0.001, self._check_time)
+            # Never later than the idle limit: it starts to count with the first byte.
+            self._timer = self._loop.call_later(min(wait + 0.001, self._idle_s), self._check_time)
             return
         what = "sent nothing more" if self.first_byte_at else "did not answer"
         self.fail(FailureCause.TIMEOUT, f"{what} within {self._limit_s:g} s")

@@ -1,0 +1,275 @@
+"""Engines that fail: retry before the first byte, an error event after it, never silence."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+import pytest
+
+from sage_gateway.config import HealthConfig
+from sage_gateway.upstream import Timeouts
+from sage_prefect.control_plane.events import EngineState, Limits
+
+QUIET = HealthConfig(probe_interval_s=60, failures=1000)
+
+
+async def reset(request: Any) -> None:
+    request.reset()
+
+
+async def half_answer(request: Any) -> None:
+    await request.send(
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
+    )
+    request.reset()
+
+
+async def garbage(request: Any) -> None:
+    await request.send(b"SSH-2.0-OpenSSH_9.6\r\n")
+    await request.until_gone()
+
+
+async def endless_head(request: Any) -> None:
+    await request.send(b"HTTP/1.1 200 OK\r\n" + b"x-a: b\r\n" * 20_000)
+    await request.until_gone()
+
+
+async def smuggled(request: Any) -> None:
+    await request.send(
+        b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n"
+        b"3\r\nabc\r\n0\r\n\r\n"
+    )
+    await request.until_gone()
+
+
+async def server_error(request: Any) -> None:
+    await request.answer(500, b"<html>oops</html>", "text/html")
+
+
+async def overloaded(request: Any) -> None:
+    await request.answer(503, b'{"error":{"message":"queue full","code":"busy"}}')
+
+
+FAULTS = [reset, half_answer, garbage, endless_head, smuggled, server_error, overloaded]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_another_engine_takes_over(lab: Any, fault: Any, stream: bool) -> None:
+    bad, good = await lab.peer(fault), await lab.peer()
+    # The first registered engine is asked first.
+    gateway = await lab.gateway(lab.engine(bad, "bad"), lab.engine(good, "good"), health=QUIET)
+    answer = await gateway.chat(stream=stream)
+    assert answer.status_code == 200
+    assert answer.headers["x-sage-engine"] == "good"
+    assert len(bad.posts) == len(good.posts) == 1
+    assert gateway.gateway.manager.running == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"), [(reset, 502), (half_answer, 502), (garbage, 502), (endless_head, 502)]
+)
+async def test_the_only_engine_fails(lab: Any, fault: Any, status: int) -> None:
+    peer = await lab.peer(fault)
+    gateway = await lab.gateway(lab.engine(peer, "lonely"), health=QUIET)
+    answer = await gateway.chat()
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert "'lonely'" in error["message"]
+    assert error["type"] == "engine_error"
+    assert len(peer.posts) == 1
+
+
+async def test_the_engines_own_error_comes_through(lab: Any) -> None:
+    async def refuse(request: Any) -> None:
+        await request.answer(400, b'{"error":{"message":"bad temperature","param":"temperature"}}')
+
+    peer = await lab.peer(refuse)
+    gateway = await lab.gateway(lab.engine(peer))
+    answer = await gateway.chat(stream=True)
+    assert answer.status_code == 400
+    assert answer.json()["error"] == {"message": "bad temperature", "param": "temperature"}
+    busy = await lab.peer(overloaded)
+    gateway = await lab.gateway(lab.engine(busy), health=QUIET)
+    answer = await gateway.chat()
+    assert answer.status_code == 503
+    assert answer.json()["error"]["message"] == "queue full"
+
+
+async def test_an_error_of_another_shape_is_put_into_openais(lab: Any) -> None:
+    peer = await lab.peer(server_error)
+    gateway = await lab.gateway(lab.engine(peer), health=QUIET)
+    error = (await gateway.chat()).json()["error"]
+    assert "status 500" in error["message"]
+    assert error["code"] == "engine_error"
+
+
+async def test_retries_have_a_budget(lab: Any) -> None:
+    peers = [await lab.peer(reset) for _ in range(5)]
+    engines = [lab.engine(peer, f"e{i}") for i, peer in enumerate(peers)]
+    gateway = await lab.gateway(*engines, health=QUIET, scheduling=Limits(max_retries=2))
+    assert (await gateway.chat()).status_code == 502
+    assert sum(len(peer.posts) for peer in peers) == 3
+
+
+async def test_a_refused_connection_makes_the_engine_suspect_until_it_answers(lab: Any) -> None:
+    peer = await lab.peer()
+    gateway = await lab.gateway(lab.engine(peer, "e1"))
+    await peer.stop()
+    down = await gateway.chat()
+    assert down.status_code == 502
+    assert "cannot be reached" in down.json()["error"]["message"]
+    entry = gateway.gateway.manager.ledger.get("e1")
+    assert entry.state is EngineState.SUSPECT
+    at_once = await gateway.chat()
+    assert at_once.status_code == 503
+    assert at_once.json()["error"]["code"] == "no_engine_available"
+    assert int(at_once.headers["retry-after"]) >= 1
+    assert (await gateway.client.get("/ready")).status_code == 503
+    await peer.start()  # the same port
+    await lab.until(lambda: entry.state is EngineState.READY)
+    assert (await gateway.client.get("/ready")).status_code == 200
+    assert (await gateway.chat()).status_code == 200
+    assert any(request.path == "/health" for request in peer.requests)
+
+
+async def test_a_stale_connection_is_replaced_without_a_failure(lab: Any) -> None:
+    async def once(request: Any) -> None:
+        await lab.chat(request)
+        request.reset()
+
+    peer = await lab.peer(once)
+    gateway = await lab.gateway(lab.engine(peer, "e1"))
+    for _ in range(10):
+        assert (await gateway.chat()).status_code == 200
+    assert gateway.metric("sage_gateway_upstream_failures_total", engine="e1", cause="reset") == 0
+
+
+@pytest.mark.parametrize("held", [b"", b'data: {"choices":[{"index":0,"del'])
+async def test_a_stream_that_breaks_ends_with_an_error_event(lab: Any, held: bytes) -> None:
+    async def dies(request: Any) -> None:
+        await request.start_events()
+        await request.chunk(lab.delta("Hel"))
+        if held:
+            await request.chunk(held)
+        await lab.until(seen.is_set)
+        request.reset()
+
+    seen = asyncio.Event()
+    bad, good = await lab.peer(dies), await lab.peer()
+    gateway = await lab.gateway(lab.engine(bad, "bad"), lab.engine(good, "good"), health=QUIET)
+    async with gateway.client.stream(
+        "POST", "/v1/chat/completions", json={**lab.CHAT, "stream": True}
+    ) as answer:
+        content = b""
+        async for piece in answer.aiter_raw():
+            content += piece
+            seen.set()
+    assert answer.status_code == 200
+    events = content.split(b"\n\n")
+    assert events[0] + b"\n\n" == lab.delta("Hel")
+    error = orjson.loads(events[1].removeprefix(b"data: "))["error"]
+    assert "'bad'" in error["message"]
+    assert events[2:] == [b""]
+    assert b"[DONE]" not in content
+    assert not good.posts
+    assert gateway.gateway.manager.running == 0
+
+
+async def test_a_stream_that_ends_early_but_cleanly_is_an_error_too(lab: Any) -> None:
+    async def gives_up(request: Any) -> None:
+        await request.start_events()
+        await request.chunk(lab.delta("Hel"))
+        await request.end_events()
+
+    peer = await lab.peer(gives_up)
+    gateway = await lab.gateway(lab.engine(peer), health=QUIET)
+    content = (await gateway.chat(stream=True)).content
+    assert b'"error"' in content
+    assert b"without finishing" in content
+
+
+async def test_a_stream_closed_after_done_is_whole(lab: Any) -> None:
+    async def hasty(request: Any) -> None:
+        await request.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+        await request.send(lab.delta("Hi") + lab.FINISH + lab.DONE)
+        request.writer.close()
+
+    peer = await lab.peer(hasty)
+    gateway = await lab.gateway(lab.engine(peer))
+    content = (await gateway.chat(stream=True)).content
+    assert content == lab.delta("Hi") + lab.FINISH + lab.DONE
+
+
+async def test_an_engine_that_never_answers_times_out(lab: Any) -> None:
+    async def silent(request: Any) -> None:
+        await request.until_gone()
+        gone.set()
+
+    gone = asyncio.Event()
+    peer = await lab.peer(silent)
+    timeouts = Timeouts(first_byte_s=0.05)
+    gateway = await lab.gateway(lab.engine(peer, "e1"), timeouts=timeouts, health=QUIET)
+    answer = await gateway.chat()
+    assert answer.status_code == 504
+    assert "did not answer within 0.05 s" in answer.json()["error"]["message"]
+    await asyncio.wait_for(gone.wait(), 10)
+
+
+async def test_a_stream_that_stalls_times_out(lab: Any) -> None:
+    async def stalls(request: Any) -> None:
+        await request.start_events()
+        await request.chunk(lab.delta("Hel"))
+        await request.until_gone()
+
+    peer = await lab.peer(stalls)
+    gateway = await lab.gateway(lab.engine(peer), timeouts=Timeouts(idle_s=0.05), health=QUIET)
+    content = (await gateway.chat(stream=True)).content
+    assert content.startswith(lab.delta("Hel"))
+    assert b"sent nothing more" in content
+    assert b"timeout_error" in content
+
+
+async def test_several_lost_connections_make_an_engine_suspect(lab: Any) -> None:
+    async def loses(request: Any) -> None:
+        if request.method == "GET":
+            await request.until_gone()
+        request.reset()
+
+    peer = await lab.peer(loses)
+    health = HealthConfig(probe_interval_s=0.02, failures=3)
+    gateway = await lab.gateway(lab.engine(peer, "e1"), health=health)
+    assert [(await gateway.chat()).status_code for _ in range(4)] == [502, 502, 502, 503]
+    assert len(peer.posts) == 3
+
+
+async def test_unasked_bytes_never_reach_the_next_request(lab: Any) -> None:
+    async def talkative(request: Any) -> None:
+        await lab.chat(request)
+        await request.send(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nPOISONED")
+
+    peer = await lab.peer(talkative)
+    gateway = await lab.gateway(lab.engine(peer), health=QUIET)
+    for _ in range(5):
+        answer = await gateway.chat()
+        assert b"POISONED" not in answer.content
+        assert answer.status_code == 200
+
+
+async def test_continue_before_the_answer(lab: Any) -> None:
+    async def polite(request: Any) -> None:
+        await request.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await lab.chat(request)
+
+    peer = await lab.peer(polite)
+    gateway = await lab.gateway(lab.engine(peer))
+    assert (await gateway.chat()).json()["choices"][0]["message"]["content"] == "Hello"
+
+
+async def test_unknown_host(lab: Any) -> None:
+    gateway = await lab.gateway(lab.engine("http://no-such-host.invalid/v1", "e1"))
+    answer = await gateway.chat()
+    assert answer.status_code == 502
+    assert "cannot be reached" in answer.json()["error"]["message"]
