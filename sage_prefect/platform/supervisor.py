@@ -58,7 +58,8 @@ class Supervisor:
     def __init__(self, gpus: GpuLedger) -> None:
         self.marker = str(state_dir())
         self.runners: dict[str, ServiceRunner] = {}
-        self.shutting_down = asyncio.Event()
+        self.shutting_down = False
+        self.shut = asyncio.Event()
         self._gpus = gpus
         self._ports = PortPromises()
         self._registrar = GatewayRegistrar()
@@ -107,7 +108,7 @@ class Supervisor:
             ServiceError: one runs with another spec, needs an unknown service, finds no GPU
                 memory, or the registry cannot be written. Nothing is started then.
         """
-        if self.shutting_down.is_set():
+        if self.shutting_down:
             raise ServiceError("the supervisor is shutting down.", hint="Try again in a moment.")
         for spec in specs:
             await self._make_way(spec, replace)
@@ -167,10 +168,14 @@ class Supervisor:
 
     async def shut_down(self, say: Say) -> None:
         """Stop everything and end the supervisor's loop."""
-        self.shutting_down.set()
-        await self.stop([*self.runners], say)
-        self._former.clear()
-        self._persist()
+        self.shutting_down = True
+        try:
+            await self.stop([*self.runners], say)
+            self._former.clear()
+            self._persist()
+        finally:
+            # Only now: the loop's end cuts the connection of whoever waits for this.
+            self.shut.set()
 
     def states(self) -> list[ServiceState]:
         """All services: running, failed, and those that a former supervisor lost."""
@@ -370,8 +375,8 @@ async def serve(idle_exit_s: float) -> None:
     async with ControlServer(supervisor) as server:
         log.info("supervisor ready, pid %d, socket %s", os.getpid(), server.path)
         idle_since = loop.time()
-        while not supervisor.shutting_down.is_set():
-            await _wait(supervisor.shutting_down, min(_TICK_S, max(idle_exit_s / 2, 0.05)))
+        while not supervisor.shut.is_set():
+            await _wait(supervisor.shut, min(_TICK_S, max(idle_exit_s / 2, 0.05)))
             await supervisor.tick()
             if supervisor.busy or server.connections:
                 idle_since = loop.time()
