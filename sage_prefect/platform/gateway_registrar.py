@@ -129,5 +129,5 @@ class GatewayRegistrar:
 def _refused(what: str, answer: Answer) -> ServiceError:
     return ServiceError(
         f"the gateway refused {what}: status {answer.status}, {answer.text[:300]}",
-        hint="A 401 means that it runs with another master key than ours.",
+        hint="It runs with another master key than ours." if answer.status == 401 else None,
     )

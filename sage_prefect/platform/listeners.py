@@ -58,12 +58,14 @@ def _hex(packed: bytes) -> str:
 def _holds(pid: int, inodes: set[str]) -> bool:
     wanted = {f"socket:[{inode}]" for inode in inodes}
     try:
-        for entry in os.scandir(f"/proc/{pid}/fd"):
-            try:
-                if os.readlink(entry.path) in wanted:
-                    return True
-            except FileNotFoundError:
-                continue  # closed in between
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            return any(_link(entry.path) in wanted for entry in entries)
     except (FileNotFoundError, PermissionError, ProcessLookupError):
-        return False
-    return False
+        return False  # it ended, or is not ours to look at
+
+
+def _link(path: str) -> str | None:
+    try:
+        return os.readlink(path)
+    except FileNotFoundError:
+        return None  # closed in between

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -92,16 +93,22 @@ def _read_string(file: BinaryIO) -> str:
 def _skip_value(file: BinaryIO, kind: int) -> None:
     if kind == _STRING:
         (length,) = struct.unpack("<Q", file.read(8))
-        file.seek(length, 1)
+        _skip(file, length)
     elif kind == _ARRAY:
         inner, count = struct.unpack("<IQ", file.read(12))
-        if inner in _SIZES:
-            file.seek(_SIZES[inner] * count, 1)
-        else:
+        if inner == _STRING:
             for _ in range(count):
                 _skip_value(file, inner)
+        else:  # arrays of arrays are not in use: a KeyError like any unknown kind
+            _skip(file, _SIZES[inner] * count)
     else:
-        file.seek(_SIZES[kind], 1)
+        _skip(file, _SIZES[kind])
+
+
+def _skip(file: BinaryIO, count: int) -> None:
+    if count > os.fstat(file.fileno()).st_size - file.tell():
+        raise struct.error(f"a value of {count} bytes reaches beyond the end of the file")
+    file.seek(count, 1)
 
 
 def sha256_cached(file: Path) -> str:

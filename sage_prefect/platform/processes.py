@@ -188,11 +188,10 @@ def _die_with_parent(parent: int) -> Callable[[], None]:
 
 
 def _all_stats() -> Iterator[_Stat]:
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            stat = _stat(int(entry.name))
-            if stat is not None:
-                yield stat
+    for name in os.listdir("/proc"):
+        stat = _stat(int(name)) if name.isdigit() else None
+        if stat is not None:
+            yield stat
 
 
 def _stat(pid: int) -> _Stat | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,10 +34,37 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
+@pytest.fixture(scope="module")
+def shared_supervisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A supervisor for the tests of a module that leave it alive; yields its SAGE_HOME."""
+    home = tmp_path_factory.mktemp("shared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAGE_HOME", str(home))
+        SupervisorClient.connect()
+    yield home
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAGE_HOME", str(home))
+        _shut_down()
+
+
 @pytest.fixture
-def client(home: Path) -> Iterator[SupervisorClient]:
-    """A client of a supervisor of this test alone; afterwards no process may be left."""
+def client(shared_supervisor: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SupervisorClient]:
+    """A client of the module's supervisor; afterwards no process of the test may be left."""
+    monkeypatch.setenv("SAGE_HOME", str(shared_supervisor))
+    client = SupervisorClient.connect()
+    yield client
+    client.stop(*(state.name for state in client.list()))
+    assert members(str(state_dir())) == []
+
+
+@pytest.fixture
+def own_client(home: Path) -> Iterator[SupervisorClient]:
+    """A client of a supervisor of this test alone, which may end it as it likes."""
     yield SupervisorClient.connect()
+    _shut_down()
+
+
+def _shut_down() -> None:
     try:
         SupervisorClient.connect(start=False).shutdown()
     except SupervisorNotRunning:
@@ -75,3 +103,11 @@ def eventually(condition: Callable[[], object], timeout_s: float = 30.0) -> None
 def eventually_fixture() -> Callable[..., None]:
     """:func:`eventually`, for test modules (there is no package to import it from)."""
     return eventually
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port where nobody listens (nor is likely to within this test)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

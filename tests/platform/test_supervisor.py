@@ -115,9 +115,9 @@ def test_killed_child_is_restarted_on_its_port(
 
 
 def test_crash_loop_is_given_up(
-    client: SupervisorClient, home: Path, eventually: Eventually
+    client: SupervisorClient, tmp_path: Path, eventually: Eventually
 ) -> None:
-    marker = home / "up"
+    marker = tmp_path / "up"
     code = f"open({str(marker)!r}, 'w').close(); import time; time.sleep(0.2); raise SystemExit(7)"
     spec = ServiceSpec(
         name="looper",
@@ -174,8 +174,8 @@ def test_stop_kills_what_ignores_sigterm_and_runs_elsewhere(
     assert members(str(state_dir())) == []
 
 
-def test_drain_holds_sigterm_back(client: SupervisorClient, home: Path) -> None:
-    gate = home / "drained"
+def test_drain_holds_sigterm_back(client: SupervisorClient, tmp_path: Path) -> None:
+    gate = tmp_path / "drained"
     code = (
         "import os, signal, sys, time\n"
         f"gate = {str(gate)!r}\n"
@@ -297,14 +297,14 @@ def test_two_clients_race(home: Path, web: Make) -> None:
 
 
 def test_killed_supervisor_takes_its_children_along(
-    client: SupervisorClient, web: Make, eventually: Eventually
+    own_client: SupervisorClient, web: Make, eventually: Eventually
 ) -> None:
-    state = client.start(web())
+    state = own_client.start(web())
     assert state.pid is not None
-    os.kill(client.pid, signal.SIGKILL)
+    os.kill(own_client.pid, signal.SIGKILL)
     eventually(lambda: identify(state.pid or 0) is None)
     with pytest.raises(SupervisorNotRunning):
-        client.list()
+        own_client.list()
     assert [(s.name, s.status, s.pid) for s in recorded_states()] == [("web", "stopped", None)]
 
     again = SupervisorClient.connect()
@@ -317,17 +317,17 @@ def test_killed_supervisor_takes_its_children_along(
 
 
 def test_next_supervisor_ends_survivors_only(
-    client: SupervisorClient, eventually: Eventually
+    own_client: SupervisorClient, eventually: Eventually
 ) -> None:
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-    client.start(ServiceSpec(name="deaf", command=python(deaf)))
+    own_client.start(ServiceSpec(name="deaf", command=python(deaf)))
     foreign = subprocess.Popen(python("import time; time.sleep(600)"))
     try:
-        state = client.get("deaf")
+        state = own_client.get("deaf")
         assert state is not None
         eventually(lambda: _ignores_sigterm(state.pid or 0))
-        os.kill(client.pid, signal.SIGKILL)
-        eventually(lambda: identify(client.pid) is None)
+        os.kill(own_client.pid, signal.SIGKILL)
+        eventually(lambda: identify(own_client.pid) is None)
         (survivor,) = members(str(state_dir()))
         # The registry now claims the foreign process too, under a start time that is not its own.
         records = registry.read_registry().services
@@ -350,11 +350,11 @@ def _ignores_sigterm(pid: int) -> bool:
 
 
 def test_sigterm_to_the_supervisor_stops_all(
-    client: SupervisorClient, web: Make, eventually: Eventually
+    own_client: SupervisorClient, web: Make, eventually: Eventually
 ) -> None:
-    client.start(web())
-    os.kill(client.pid, signal.SIGTERM)
-    eventually(lambda: identify(client.pid) is None)
+    own_client.start(web())
+    os.kill(own_client.pid, signal.SIGTERM)
+    eventually(lambda: identify(own_client.pid) is None)
     assert members(str(state_dir())) == []
     assert registry.read_registry().services == {}
 
@@ -423,7 +423,9 @@ def test_control_socket_is_private(client: SupervisorClient) -> None:
     assert registry.registry_file().stat().st_mode & 0o077 == 0
 
 
-def test_an_answer_from_somebody_else_is_not_readiness(client: SupervisorClient, web: Make) -> None:
+def test_an_answer_from_somebody_else_is_not_readiness(
+    client: SupervisorClient, web: Make, tmp_path: Path
+) -> None:
     """Another stack binds our port before our slow starter does: take the next port instead."""
     slow = (
         "import http.server, pathlib, sys, time\n"
@@ -436,7 +438,7 @@ def test_an_answer_from_somebody_else_is_not_readiness(client: SupervisorClient,
         "except OSError:\n"
         "    time.sleep(600)\n"  # a server that hangs instead of ending
     )
-    gate = state_dir() / "gate"
+    gate = tmp_path / "gate"
     spec = web(command=(*python(slow), "{port}", str(gate)), stop_timeout_s=0.3)
     client.start(spec, wait=False)
     port = next(iter(_ports(client)))

@@ -83,7 +83,7 @@ class LlamaCppDriver(EngineDriver):
             name=name or service_name(files.name),
             kind="engine",
             command=tuple(command),
-            env={} if "GOMP_SPINCOUNT" in os.environ else {"GOMP_SPINCOUNT": _SPIN},
+            env=_environment(),
             ports=(PortClaim.of(SagePorts.LLM, port),),
             # 503 while the model loads.
             ready=Probe(kind="http", target=f"{url}/health"),
@@ -98,6 +98,14 @@ class LlamaCppDriver(EngineDriver):
                 max_concurrency=options.slots,
             ),
         )
+
+
+def _environment() -> dict[str, str]:
+    # On a fatal error ggml would attach a debugger and print pages; the message is enough.
+    env = {"GGML_NO_BACKTRACE": "1"}
+    if "GOMP_SPINCOUNT" not in os.environ and "OMP_WAIT_POLICY" not in os.environ:
+        env["GOMP_SPINCOUNT"] = _SPIN
+    return env
 
 
 def available_cores() -> int:
