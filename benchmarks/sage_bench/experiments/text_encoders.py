@@ -50,11 +50,18 @@ class PlainEncoder(_Encoder):
 
     def __init__(self, texts: str, model: str, device: str) -> None:
         super().__init__(texts)
+        import torch
         from sentence_transformers import SentenceTransformer
 
         # None: its own choice, CUDA where there is one.
         chosen = None if device == "auto" else device
         self._model = SentenceTransformer(model, device=chosen, local_files_only=True)
+        self._torch = torch
+
+    def configure(self, **settings: Any) -> None:
+        if "threads" in settings:
+            self._torch.set_num_threads(settings.pop("threads"))
+        super().configure(**settings)
 
     def encode(self, texts: list[str]) -> Vectors:
         found = self._model.encode(texts, batch_size=self.batch_size, show_progress_bar=False)
