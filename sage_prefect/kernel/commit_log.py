@@ -115,4 +115,5 @@ def stage_report(entry: dict[str, Any]) -> StageReport:
         entry["worker"],
         [DeadLetter(**item) for item in entry["dead_letters"]],
         entry["reused"],
+        entry.get("retries", 0),
     )

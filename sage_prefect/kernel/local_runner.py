@@ -90,6 +90,7 @@ class LocalRunner:
             for attempt in range(retries + 1):
                 try:
                     output = run_stage(stage, partition, plan.context, output, worker="local")
+                    output.reports[-1].retries = attempt
                     break
                 except OperatorError as error:
                     last = attempt == retries

@@ -50,6 +50,7 @@ class StageReport:
     worker: str = ""
     dead_letters: list[DeadLetter] = field(default_factory=list)
     reused: bool = False
+    retries: int = 0
 
     @property
     def rows_in(self) -> int:
@@ -73,6 +74,7 @@ class StageSummary:
     rows_in: int = 0
     rows_out: int = 0
     dead: int = 0
+    retries: int = 0
     seconds: list[float] = field(default_factory=list)
     operators: dict[str, OperatorReport] = field(default_factory=dict)
 
@@ -135,6 +137,7 @@ def summarise(reports: Iterable[StageReport]) -> list[StageSummary]:
         row.rows_in += report.rows_in
         row.rows_out += report.rows_out
         row.dead += len(report.dead_letters)
+        row.retries += report.retries
         if not report.reused:
             row.seconds.append(report.seconds)
         for op in report.operators:
