@@ -1,0 +1,197 @@
+"""A Prefect flow out of a pipeline."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from typing import Annotated, Any
+
+from prefect import Flow
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
+
+from sage_prefect.common.errors import GraphError, UnknownNameError
+from sage_prefect.common.settings import load_settings
+from sage_prefect.kernel.pipeline import Pipeline
+from sage_prefect.kernel.report import RunReport
+from sage_prefect.kernel.source import CollectionSource
+from sage_prefect.orchestration.plan_execution import (
+    Granularity,
+    OnProgress,
+    Reuse,
+    on_progress,
+    run_in_flow,
+)
+from sage_prefect.orchestration.task_runner import RunnerKind, make_task_runner
+
+#: ``cluster="threads"``: run tasks in threads of the flow's own process.
+THREADS = "threads"
+
+PartitionCount = Annotated[
+    int | None,
+    Field(
+        title="Partitions",
+        description="How many to cut the input into; empty: so that one takes about 2 seconds.",
+        ge=1,
+    ),
+]
+ReuseChoice = Annotated[
+    Reuse,
+    Field(
+        title="Reuse",
+        description="always: skip a run that was published for the same input; unfinished: resume "
+        "an interrupted run; never: all anew.",
+    ),
+]
+RetryCount = Annotated[
+    int | None,
+    Field(title="Retries", description="Per task, on errors that may pass; empty: setting.", ge=0),
+]
+RetryDelay = Annotated[
+    float | None,
+    Field(
+        title="Retry delay",
+        description="Seconds before the first retry; doubles. Empty: as in the settings.",
+        ge=0,
+    ),
+]
+InFlight = Annotated[
+    int | None,
+    Field(
+        title="Partitions in flight",
+        description="Bound on partitions that workers hold at once; empty: as in the settings.",
+        ge=1,
+    ),
+]
+
+
+def cluster_task_runner(cluster: str | None = None, runner: RunnerKind | None = None) -> Any:
+    """The task runner for flows on SAGE's Dask cluster.
+
+    Args:
+        cluster: a scheduler's address; None: looked up when a flow starts; ``"threads"``: none.
+        runner: None: as in the settings (``pipelines.runner``).
+    """
+    if cluster == THREADS:
+        return ThreadPoolTaskRunner(max_workers=4)
+    return make_task_runner(runner or load_settings().pipelines.runner, cluster)
+
+
+def pipeline_flow(
+    pipeline: Pipeline,
+    *,
+    name: str | None = None,
+    cluster: str | None = None,
+    runner: RunnerKind | None = None,
+    granularity: Granularity = "stage",
+    reuse: Reuse = "unfinished",
+    partitions: int | None = None,
+    retries: int | None = None,
+    retry_delay_s: float | None = None,
+    max_in_flight: int | None = None,
+    store: Any = None,
+) -> Flow[..., Any]:
+    """The flow of ``pipeline``; arguments as in ``PrefectRunner.to_flow``.
+
+    Raises:
+        GraphError: the pipeline lacks a source or a sink.
+        UnknownNameError: an option's value is unknown.
+    """
+    missing = "source" if pipeline._source is None else "sink" if pipeline._sink is None else None
+    if missing:
+        raise GraphError(
+            f"pipeline {pipeline.name!r} has no {missing}.", hint=f"Add .{missing}(...) to it."
+        )
+    for what, value, known in (
+        ("runner", runner, ("sage", "stock", None)),
+        ("granularity", granularity, ("stage", "operator")),
+    ):
+        if value not in known:
+            raise UnknownNameError(what, str(value), [item for item in known if item])
+    carried = _Carried(pipeline, granularity, store)
+    defaults = (partitions, reuse, retries, retry_delay_s, max_in_flight)
+
+    # Async: at the end of each sync flow Prefect waits a second for its heartbeat thread.
+    async def run(
+        partitions: PartitionCount = defaults[0],
+        reuse: ReuseChoice = defaults[1],
+        retries: RetryCount = defaults[2],
+        retry_delay_s: RetryDelay = defaults[3],
+        max_in_flight: InFlight = defaults[4],
+    ) -> RunReport:
+        return await run_in_flow(
+            carried.pipeline,
+            partitions=partitions,
+            reuse=reuse,
+            retries=retries,
+            retry_delay_s=retry_delay_s,
+            max_in_flight=max_in_flight,
+            granularity=carried.granularity,
+            store=carried.store,
+        )
+
+    return Flow(
+        fn=run,
+        name=name or pipeline.name,
+        description=repr(pipeline),
+        task_runner=cluster_task_runner(cluster, runner),
+        persist_result=False,
+        validate_parameters=True,
+    )
+
+
+class _Carried:
+    """What the flow's function closes over; travels when the flow is served from a subprocess."""
+
+    def __init__(self, pipeline: Pipeline, granularity: Granularity, store: Any) -> None:
+        self.pipeline = pipeline
+        self.granularity = granularity
+        self.store = store
+
+    def __getstate__(self) -> dict[str, Any]:
+        source = self.pipeline._source
+        # On its way to a worker a collection leaves its rows behind: here they are needed.
+        rows = source.rows if isinstance(source, CollectionSource) else None
+        return {**self.__dict__, "rows": rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        rows = state.pop("rows")
+        self.__dict__.update(state)
+        if isinstance(self.pipeline._source, CollectionSource) and rows is not None:
+            self.pipeline._source.rows = rows
+
+
+def run_to_end(flow: Flow[..., Any], progress: OnProgress | None = None) -> RunReport:
+    """Call ``flow`` and wait for its report, whether or not an event loop runs here."""
+    token = on_progress.set(progress)
+    try:
+        work: Any = flow()
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            report: RunReport = asyncio.run(work)
+            return report
+        return _in_a_thread(work)
+    finally:
+        on_progress.reset(token)
+
+
+def _in_a_thread(work: Any) -> RunReport:
+    """For notebooks, whose event loop runs already."""
+    outcome: list[RunReport] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(asyncio.run(work))
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+            failure.append(error)
+
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name="pipeline")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
