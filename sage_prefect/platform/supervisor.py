@@ -226,7 +226,7 @@ class Supervisor:
 
     async def retract(self, runner: ServiceRunner) -> None:
         """Remove an engine from the gateway, unless that is about to stop as well."""
-        if runner.spec.engine is None or self.shutting_down.is_set():
+        if runner.spec.engine is None or self.shutting_down:
             return
         if runner.registered and self._registrar.gateway is not None:
             try:
