@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sage_prefect.common.errors import ServiceError
+
+# A slice bounds what the tokenizer holds at once: it keeps every token of a text, the cut-off
+# ones too, at some hundred bytes each.
+_SLICE_CHARACTERS = 1_000_000
 
 
 class Tokens(NamedTuple):
@@ -22,7 +28,9 @@ class Tokens(NamedTuple):
 
 
 class Encoder(Protocol):
-    """A model as the batcher sees it. Both methods are called from worker threads."""
+    """A model as the batcher sees it. All methods are called from worker threads."""
+
+    device: str
 
     @property
     def dimension(self) -> int:
@@ -37,3 +45,60 @@ class Encoder(Protocol):
 
     def encode(self, batch: Sequence[list[int]]) -> NDArray[np.float32]:
         """Embeddings [len(batch), dimension] of texts given as token ids (ragged)."""
+
+    def bound_threads(self, threads: int) -> None:
+        """Let the library below use this many threads for what the calling thread runs."""
+
+
+def tokenize_in_slices(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
+    """Tokens of each text by a ``tokenizers.Tokenizer``; works outside the GIL."""
+    return [
+        Tokens(encoding.ids, bool(encoding.overflowing))
+        for part in _slices(texts)
+        for encoding in tokenizer.encode_batch_fast(part)
+    ]
+
+
+def pad(
+    batch: Sequence[list[int]], pad_id: int, left: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """A ragged batch as ids int64 [n, longest] and mask [n, longest], true where there is text."""
+    width = max(1, *(len(ids) for ids in batch)) if batch else 1
+    ids = np.full((len(batch), width), pad_id, dtype=np.int64)
+    mask = np.zeros((len(batch), width), dtype=np.bool_)
+    for row, tokens in enumerate(batch):
+        place = slice(width - len(tokens), width) if left else slice(len(tokens))
+        ids[row, place] = tokens
+        mask[row, place] = True
+    return ids, mask
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` -> ``cuda`` where torch sees one, else ``cpu``.
+
+    Raises:
+        ServiceError: the device that was asked for is not there.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ServiceError(
+            f"device {device!r} was asked for, but torch {torch.__version__} sees no CUDA device.",
+            hint="Use --device cpu, or install a CUDA build of torch and its driver.",
+        )
+    return device
+
+
+def _slices(texts: Sequence[str]) -> Iterator[list[str]]:
+    part: list[str] = []
+    size = 0
+    for text in texts:
+        if part and size + len(text) > _SLICE_CHARACTERS:
+            yield part
+            part, size = [], 0
+        part.append(text)
+        size += len(text)
+    if part:
+        yield part

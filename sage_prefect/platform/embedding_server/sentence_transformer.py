@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sage_prefect.common.errors import MissingDependencyError, ServiceError
-from sage_prefect.platform.embedding_server.encoder import Tokens
-
-# A slice bounds what the tokenizer holds at once: it keeps every token of a text, the cut-off
-# ones too, at some hundred bytes each.
-_SLICE_CHARACTERS = 1_000_000
+from sage_prefect.platform.embedding_server.encoder import (
+    Tokens,
+    pad,
+    resolve_device,
+    tokenize_in_slices,
+)
 
 
 class SentenceTransformerEncoder:
@@ -52,10 +53,10 @@ class SentenceTransformerEncoder:
         self._prompt = _default_prompt(model, path)
         self._max_tokens = _max_tokens(model, path)
         self._tokenizer = _rust_tokenizer(model, path, self._max_tokens)
-        pad = model.tokenizer
-        self._pad_id = int(pad.pad_token_id if pad.pad_token_id is not None else 0)
-        self._pad_left = pad.padding_side == "left"
-        self._wants_types = "token_type_ids" in pad.model_input_names
+        tokenizer = model.tokenizer
+        self._pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
+        self._pad_left = tokenizer.padding_side == "left"
+        self._wants_types = "token_type_ids" in tokenizer.model_input_names
         self._dimension = int(self.encode([self.tokenize([""])[0].ids]).shape[1])
 
     @property
@@ -73,25 +74,15 @@ class SentenceTransformerEncoder:
 
         The work is done outside the GIL.
         """
-        tokens: list[Tokens] = []
-        for part in _slices([self._prompt + text for text in texts]):
-            for encoding in self._tokenizer.encode_batch_fast(part):
-                tokens.append(Tokens(encoding.ids, bool(encoding.overflowing)))
-        return tokens
+        return tokenize_in_slices(self._tokenizer, [self._prompt + text for text in texts])
 
     def encode(self, batch: Sequence[list[int]]) -> NDArray[np.float32]:
         """Embeddings float32 [len(batch), dimension] of token ids (ragged; padded here)."""
         torch = self._torch
-        width = max(len(ids) for ids in batch)
-        ids = np.full((len(batch), width), self._pad_id, dtype=np.int64)
-        mask = np.zeros((len(batch), width), dtype=np.int64)
-        for row, tokens in enumerate(batch):
-            place = slice(width - len(tokens), width) if self._pad_left else slice(len(tokens))
-            ids[row, place] = tokens
-            mask[row, place] = 1
+        ids, mask = pad(batch, self._pad_id, self._pad_left)
         features: dict[str, Any] = {
             "input_ids": torch.from_numpy(ids).to(self.device),
-            "attention_mask": torch.from_numpy(mask).to(self.device),
+            "attention_mask": torch.from_numpy(mask.astype(np.int64)).to(self.device),
         }
         if self._wants_types:
             features["token_type_ids"] = torch.zeros_like(features["input_ids"])
@@ -103,36 +94,6 @@ class SentenceTransformerEncoder:
     def bound_threads(self, threads: int) -> None:
         """Let torch use this many threads for what the calling thread runs."""
         self._torch.set_num_threads(threads)
-
-
-def resolve_device(device: str) -> str:
-    """``auto`` -> ``cuda`` where torch sees one, else ``cpu``.
-
-    Raises:
-        ServiceError: the device that was asked for is not there.
-    """
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ServiceError(
-            f"device {device!r} was asked for, but torch {torch.__version__} sees no CUDA device.",
-            hint="Use --device cpu, or install a CUDA build of torch and its driver.",
-        )
-    return device
-
-
-def _slices(texts: list[str]) -> list[list[str]]:
-    parts: list[list[str]] = [[]]
-    size = 0
-    for text in texts:
-        if parts[-1] and size + len(text) > _SLICE_CHARACTERS:
-            parts.append([])
-            size = 0
-        parts[-1].append(text)
-        size += len(text)
-    return parts
 
 
 def _default_prompt(model: Any, path: Path) -> str:

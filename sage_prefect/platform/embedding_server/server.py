@@ -20,6 +20,7 @@ import uvicorn
 from sage_prefect.common.errors import PortInUseError, SageError, ServiceError
 from sage_prefect.platform.embedding_server.app import AppOptions, EmbeddingApp
 from sage_prefect.platform.embedding_server.batcher import Batcher
+from sage_prefect.platform.embedding_server.encoder import Encoder
 from sage_prefect.platform.embedding_server.metrics import Metrics
 from sage_prefect.platform.embedding_server.request import Limits
 from sage_prefect.platform.models import resolve
@@ -165,21 +166,44 @@ async def _serve(
     await loading
 
 
-async def _load(app: EmbeddingApp, options: ServerOptions, path: Path) -> None:
+def load_encoder(path: Path, device: str) -> Encoder:
+    """The fast encoder where it computes the model exactly, else the general one.
+
+    Raises:
+        ServiceError: the model cannot be loaded.
+    """
+    from sage_prefect.platform.embedding_server.bert import BertEncoder, UnsupportedModel
+
+    try:
+        return BertEncoder(path, device)
+    except UnsupportedModel as reason:
+        log.info("loading through sentence-transformers: %s", reason.message)
+    except SageError:
+        raise
+    except Exception as error:
+        raise _unloadable(path, error) from error
     from sage_prefect.platform.embedding_server.sentence_transformer import (
         SentenceTransformerEncoder,
     )
 
-    start = time.perf_counter()
     try:
-        encoder = await asyncio.to_thread(SentenceTransformerEncoder, path, options.device)
+        return SentenceTransformerEncoder(path, device)
     except SageError:
         raise
     except Exception as error:
-        raise ServiceError(
-            f"model {options.model!r} at {path} cannot be loaded: {error}.",
-            hint="Check that the folder is complete; `sage models pull` fetches it anew.",
-        ) from error
+        raise _unloadable(path, error) from error
+
+
+def _unloadable(path: Path, error: Exception) -> ServiceError:
+    return ServiceError(
+        f"the model at {path} cannot be loaded: {error}.",
+        hint="Check that the folder is complete; `sage models pull` fetches it anew.",
+    )
+
+
+async def _load(app: EmbeddingApp, options: ServerOptions, path: Path) -> None:
+    start = time.perf_counter()
+    encoder = await asyncio.to_thread(load_encoder, path, options.device)
     plan = choose_parallelism(options, encoder.device, len(os.sched_getaffinity(0)))
     batcher = Batcher(
         encoder,
