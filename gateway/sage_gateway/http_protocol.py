@@ -104,7 +104,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        # How much of the present data is this head is not known: the rest of it is counted.
         self._in_head = True
+        self._head_bytes = max(self._head_bytes, 1)
         self._discarded = 0
         extensions: dict[str, Any] = {ABORT: self.transport.abort}
         self.scope["extensions"] = extensions

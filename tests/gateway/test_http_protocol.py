@@ -1,0 +1,167 @@
+"""Contract with uvicorn: limits on heads, slow clients, pipelining; heads sent with bodies."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+
+from sage_gateway.config import ServerLimits
+
+
+async def read_all(reader: asyncio.StreamReader) -> bytes:
+    return await asyncio.wait_for(reader.read(), 10)
+
+
+async def test_a_head_that_is_too_big(lab: Any) -> None:
+    gateway = await lab.gateway(server=ServerLimits(max_header_bytes=2048))
+    reader, writer = await gateway.connect()
+    writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\nx-big: " + b"a" * 5000 + b"\r\n\r\n")
+    answer = await read_all(reader)
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert orjson.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_head_that_never_ends(lab: Any) -> None:
+    gateway = await lab.gateway(server=ServerLimits(max_header_bytes=2048))
+    reader, writer = await gateway.connect()
+    writer.write(b"GET /health HTTP/1.1\r\nx-big: ")
+    for size in (1000, 1500):
+        writer.write(b"a" * size)
+        for _ in range(20):  # turns of the loop that the server shares with us: it reads each piece
+            await asyncio.sleep(0)
+    assert (await read_all(reader)).startswith(b"HTTP/1.1 431 ")
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_too_many_headers(lab: Any) -> None:
+    gateway = await lab.gateway()
+    reader, writer = await gateway.connect()
+    writer.write(b"GET /health HTTP/1.1\r\n" + b"a: b\r\n" * 500 + b"\r\n")
+    assert (await read_all(reader)).startswith(b"HTTP/1.1 431 ")
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_slow_head(lab: Any) -> None:
+    gateway = await lab.gateway(server=ServerLimits(read_timeout_s=0.05))
+    reader, writer = await gateway.connect()
+    writer.write(b"GET /health HT")
+    assert (await read_all(reader)).startswith(b"HTTP/1.1 408 ")
+    writer.close()
+    silent, its_writer = await gateway.connect()
+    assert await read_all(silent) == b""
+    its_writer.close()
+    await asyncio.gather(writer.wait_closed(), its_writer.wait_closed())
+
+
+async def test_a_slow_second_head_on_a_kept_connection(lab: Any) -> None:
+    gateway = await lab.gateway(server=ServerLimits(read_timeout_s=0.05))
+    reader, writer = await gateway.connect()
+    writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+    await reader.readuntil(b"}")
+    writer.write(b"GET /health HT")
+    assert (await read_all(reader)).startswith(b"HTTP/1.1 408 ")
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_limits_hold_on_a_kept_connection(lab: Any) -> None:
+    gateway = await lab.gateway(server=ServerLimits(max_header_bytes=2048))
+    reader, writer = await gateway.connect()
+    # A big body before it does not count as head.
+    writer.write(b"POST /health HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\n\r\n" + b"x" * 9000)
+    writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+    await reader.readuntil(b'{"status":"ok"}')
+    for piece in (b"GET /health HTTP/1.1\r\nx-big: ", b"a" * 1500, b"a" * 1500):
+        writer.write(piece)
+        for _ in range(20):  # turns of the loop that the server shares with us: it reads each piece
+            await asyncio.sleep(0)
+    assert (await read_all(reader)).startswith(b"HTTP/1.1 431 ")
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_not_http(lab: Any) -> None:
+    gateway = await lab.gateway()
+    reader, writer = await gateway.connect()
+    writer.write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n")
+    answer = await read_all(reader)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"application/json" in answer
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_smuggling_is_refused(lab: Any) -> None:
+    peer = await lab.peer()
+    gateway = await lab.gateway(lab.engine(peer))
+    both = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n"
+        b"transfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /admin HTTP/1.1\r\n\r\n"
+    )
+    folded = b"GET /health HTTP/1.1\r\nhost: x\r\nx-a: b\r\n c: d\n\n\r\n"
+    for text in (both, folded, b"GET /health HTTP/1.1\r\nbad header: x\r\n\r\n"):
+        reader, writer = await gateway.connect()
+        writer.write(text)
+        assert (await read_all(reader)).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+        await writer.wait_closed()
+    assert not peer.requests
+
+
+async def test_pipelined_requests_are_answered_in_order(lab: Any) -> None:
+    peer = await lab.peer()
+    gateway = await lab.gateway(lab.engine(peer))
+    reader, writer = await gateway.connect()
+    body = orjson.dumps(lab.CHAT)
+    chat = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {lab.KEY}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
+    last = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    writer.write(chat + chat + last)
+    answer = await read_all(reader)
+    assert answer.count(b"HTTP/1.1 200 OK") == 3
+    assert answer.rstrip().endswith(b'{"status":"ok"}')
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_head_without_a_body_is_sent(lab: Any) -> None:
+    gateway = await lab.gateway()
+    for _ in range(2):  # on a kept connection, too
+        answer = await gateway.client.head("/health")
+        assert answer.status_code == 200
+        assert answer.content == b""
+
+
+async def test_websocket_upgrades_are_not_served(lab: Any) -> None:
+    gateway = await lab.gateway()
+    answer = await gateway.client.get(
+        "/health", headers={"connection": "upgrade", "upgrade": "websocket"}
+    )
+    assert answer.status_code == 200  # answered as plain HTTP
+
+
+async def test_expect_continue(lab: Any) -> None:
+    peer = await lab.peer()
+    gateway = await lab.gateway(lab.engine(peer))
+    reader, writer = await gateway.connect()
+    body = orjson.dumps(lab.CHAT)
+    writer.write(
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {lab.KEY}\r\n"
+        "content-type: application/json\r\nexpect: 100-continue\r\n"
+        f"content-length: {len(body)}\r\n\r\n".encode()
+    )
+    assert (await asyncio.wait_for(reader.readline(), 10)) == b"HTTP/1.1 100 Continue\r\n"
+    writer.write(body)
+    await reader.readline()
+    assert (await asyncio.wait_for(reader.readline(), 10)) == b"HTTP/1.1 200 OK\r\n"
+    writer.close()
+    await writer.wait_closed()

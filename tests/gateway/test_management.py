@@ -1,0 +1,162 @@
+"""The management API."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from sage_gateway.auth import KeyRing
+from sage_gateway.config import TenantConfig
+
+ENGINES = "/v1/management/engines"
+
+
+def entry(peer: Any, **fields: Any) -> dict[str, Any]:
+    return {
+        "name": "llm",
+        "base_url": peer.url,
+        "models": [{"name": "m", "mode": "chat"}],
+        "driver": "llamacpp",
+        "device": "cpu",
+        "max_concurrency": 4,
+        **fields,
+    }
+
+
+async def test_register_replace_list_remove(lab: Any) -> None:
+    peer, other = await lab.peer(), await lab.peer()
+    gateway = await lab.gateway()
+    assert (await gateway.chat()).status_code == 404
+    added = await gateway.client.post(ENGINES, json=entry(peer, api_key="k", upstream_model="up"))
+    assert added.status_code == 201
+    assert (await gateway.chat()).status_code == 200
+    assert peer.posts[0].headers["authorization"] == "Bearer k"
+    assert peer.posts[0].json["model"] == "up"
+    listed = (await gateway.client.get(ENGINES)).json()["engines"]
+    assert len(listed) == 1
+    assert listed[0]["name"] == "llm"
+    assert listed[0]["state"] == "ready"
+    assert listed[0]["has_api_key"] is True
+    assert "api_key" not in listed[0]
+    again = await gateway.client.post(ENGINES, json=entry(other, models=[{"name": "m2"}]))
+    assert again.status_code == 200
+    assert (await gateway.chat()).status_code == 404
+    assert (await gateway.chat(model="m2")).status_code == 200
+    assert len(other.posts) == 1
+    assert (await gateway.client.delete(f"{ENGINES}/llm")).status_code == 200
+    missing = await gateway.client.delete(f"{ENGINES}/llm")
+    assert missing.status_code == 404
+    assert "Known engines: none" in missing.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"base_url": "ftp://x/v1"}, "not an http or https URL"),
+        ({"base_url": "http://u:p@x/v1"}, "user or password"),
+        ({"base_url": "http://x/v1?a=b"}, "query"),
+        ({"base_url": "http://x y/v1"}, "spaces"),
+        ({"name": "bad name\r\n"}, "not usable"),
+        ({"api_key": "a\r\nx-evil: 1"}, "api_key"),
+        ({"models": []}, "models"),
+        ({"max_concurrency": 0}, "max_concurrency"),
+        ({"max_concurrency": "many"}, "max_concurrency"),
+        ({"colour": "red"}, "colour"),
+        ({"models": [{"name": "a"}, {"name": "b"}], "upstream_model": "c"}, "upstream_model"),
+    ],
+)
+async def test_wrong_registrations_change_nothing(
+    lab: Any, change: dict[str, Any], part: str
+) -> None:
+    peer = await lab.peer()
+    gateway = await lab.gateway(lab.engine(peer, "llm"))
+    refused = await gateway.client.post(ENGINES, json=entry(peer, **change))
+    assert refused.status_code == 400
+    assert part in refused.json()["error"]["message"]
+    assert (await gateway.chat()).status_code == 200
+
+
+async def test_only_the_master_key_manages(lab: Any) -> None:
+    peer = await lab.peer()
+    keys = KeyRing(lab.KEY, [TenantConfig("search", "tenant-key")])
+    gateway = await lab.gateway(lab.engine(peer), keys=keys)
+    tenant = {"authorization": "Bearer tenant-key"}
+    assert (await gateway.chat(headers=tenant)).status_code == 200
+    refused = await gateway.client.get(ENGINES, headers=tenant)
+    assert refused.status_code == 403
+    assert (await gateway.client.get(ENGINES)).status_code == 200
+
+
+async def test_policy(lab: Any) -> None:
+    gateway = await lab.gateway()
+    got = (await gateway.client.get("/v1/management/policy")).json()
+    assert got == {"policy": "least_outstanding", "known": ["fifo", "least_outstanding"]}
+    put = await gateway.client.put("/v1/management/policy", json={"policy": "fifo"})
+    assert put.json()["policy"] == "fifo"
+    unknown = await gateway.client.put("/v1/management/policy", json={"policy": "fifi"})
+    assert unknown.status_code == 400
+    assert "Did you mean 'fifo'?" in unknown.json()["error"]["message"]
+    assert "least_outstanding" in unknown.json()["error"]["message"]
+
+
+async def test_policy_switch_loses_no_queued_request(lab: Any) -> None:
+    gate = asyncio.Event()
+
+    async def held(request: Any) -> None:
+        await gate.wait()
+        await lab.chat(request)
+
+    peer = await lab.peer(held)
+    gateway = await lab.gateway(lab.engine(peer, max_concurrency=1))
+    calls = [asyncio.ensure_future(gateway.chat()) for _ in range(5)]
+    await lab.until(lambda: gateway.gateway.manager.queued == 4)
+    await gateway.client.put("/v1/management/policy", json={"policy": "fifo"})
+    assert gateway.gateway.manager.queued == 4
+    gate.set()
+    assert [(await call).status_code for call in calls] == [200] * 5
+
+
+async def test_removing_an_engine_lets_its_requests_finish(lab: Any) -> None:
+    gate = asyncio.Event()
+
+    async def held(request: Any) -> None:
+        await gate.wait()
+        await lab.chat(request)
+
+    peer = await lab.peer(held)
+    gateway = await lab.gateway(lab.engine(peer, "e1", max_concurrency=1))
+    running, queued = (asyncio.ensure_future(gateway.chat()) for _ in range(2))
+    await lab.until(lambda: gateway.gateway.manager.queued == 1)
+    await gateway.client.delete(f"{ENGINES}/e1")
+    orphan = await queued
+    assert orphan.status_code == 503
+    assert "retry-after" in orphan.headers
+    gate.set()
+    assert (await running).status_code == 200
+
+
+async def test_explain(lab: Any) -> None:
+    peer = await lab.peer()
+    gateway = await lab.gateway(lab.engine(peer))
+    await gateway.chat(headers={"x-request-id": "why"})
+    story = (await gateway.client.get("/v1/management/explain/why")).json()
+    assert story["state"] == "done"
+    assert story["engine"] == "e1"
+    assert story["decisions"][0]["what"] == "dispatched"
+    assert story["decisions"][0]["candidates"][0]["engine"] == "e1"
+    assert (await gateway.client.get("/v1/management/explain/nothing")).status_code == 404
+
+
+async def test_description_covers_all_routes(lab: Any) -> None:
+    gateway = await lab.gateway()
+    described = (await gateway.client.get("/openapi.json")).json()["paths"]
+    assert set(described) == {
+        "/v1/management/engines",
+        "/v1/management/engines/{name}",
+        "/v1/management/policy",
+        "/v1/management/explain/{request_id}",
+    }
+    assert (await gateway.client.get("/docs")).status_code == 200
+    assert (await gateway.client.get("/v1/management/nothing")).status_code == 404
