@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -126,8 +127,10 @@ def _follow(state: ServiceState) -> None:
     from sage_prefect.platform.supervisor_client import SupervisorClient
 
     client = SupervisorClient.connect()
-    typer.echo("Ctrl-C stops it")
+    # A service manager ends a foreground command with SIGTERM: the engine goes with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        typer.echo("Ctrl-C stops it")
         with open(state.log_file or os.devnull, encoding="utf-8", errors="replace") as log:
             log.seek(0, os.SEEK_END)
             while True:
