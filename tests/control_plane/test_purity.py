@@ -1,0 +1,30 @@
+"""The control plane has no clock, no I/O and no threads: it imports nothing that has."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import sage_prefect.control_plane as package
+
+ALLOWED = {
+    "__future__", "abc", "collections", "dataclasses", "enum", "heapq", "math", "typing",
+    "sage_prefect",
+}  # fmt: skip
+
+
+def test_imports() -> None:
+    folder = Path(package.__file__).parent
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            for name in names:
+                assert name.split(".")[0] in ALLOWED, f"{file.name} imports {name}"
+                if name.startswith("sage_prefect"):
+                    assert name.startswith(
+                        ("sage_prefect.control_plane", "sage_prefect.common.errors")
+                    ), f"{file.name} imports {name}"
