@@ -1,0 +1,1 @@
+"""Pipelines that ``sage demo`` runs and ``flows/`` deploys: written as a user would."""
