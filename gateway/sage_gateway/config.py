@@ -46,6 +46,9 @@ OPENAI_COMPATIBLE = frozenset(
         "text-completion-openai",
     }
 )
+_SECTIONS = ("model_list", "router_settings", "general_settings", "sage_settings")
+# Sections of LiteLLM that are no misspelling of one of these.
+_LITELLM_SECTIONS = frozenset({"litellm_settings", "environment_variables", "callback_settings"})
 _OPENAI_URL = "https://api.openai.com/v1"
 _REFERENCE = "os.environ/"
 
@@ -152,10 +155,10 @@ def parse_config(content: Any, environ: Mapping[str, str] | None = None) -> Gate
     master_key = general.text("master_key")
     sage = root.section("sage_settings")
     for key in root.unread():
-        if near_name(key, ["sage_settings", "model_list", "router_settings", "general_settings"]):
+        if key not in _LITELLM_SECTIONS and near_name(key, _SECTIONS):
             raise SettingsError(
                 f"unknown section {key!r}.",
-                hint="Known: model_list, router_settings, general_settings, sage_settings.",
+                hint=f"{near_name(key, _SECTIONS)}Known: {', '.join(_SECTIONS)}.",
             )
     for section in (router, general, root):
         warnings += [f"{section.name(key)} is not honoured." for key in section.unread()]

@@ -107,7 +107,7 @@ def is_loopback(host: str) -> bool:
 
 
 def bind(host: str, port: int | None) -> socket.socket:
-    """A bound socket.
+    """A socket that listens: from now on the port is ours, and connections wait in its backlog.
 
     Raises:
         PortInUseError: the chosen port is taken.
@@ -122,6 +122,7 @@ def bind(host: str, port: int | None) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(2048)
         listener.setblocking(False)
         listener.set_inheritable(False)
     except OSError as error:

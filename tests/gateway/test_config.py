@@ -1,0 +1,205 @@
+"""gateway.yaml: what it means, and what is said about mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sage_gateway.config import load_config, parse_config
+from sage_prefect.common.errors import SettingsError, UnknownNameError
+from sage_prefect.control_plane.events import Band
+
+ENV = {"LLM_KEY": "k1", "SEARCH_KEY": "sk-search", "SAGE_MASTER_KEY": "sk-master"}
+
+DESIGN = """
+model_list:
+  - model_name: smollm2-135m
+    litellm_params: {model: openai/smollm2-135m, api_base: http://127.0.0.1:8001/v1, api_key: os.environ/LLM_KEY}
+    model_info: {mode: chat, engine: llamacpp, device: cpu, max_concurrency: 8}
+router_settings: {routing_strategy: least_outstanding, num_retries: 1, fallbacks: [{big: [small]}]}
+general_settings: {master_key: os.environ/SAGE_MASTER_KEY}
+sage_settings:
+  bands: {interactive: {ttft_slo_ms: 1000, tpot_slo_ms: 100}, batch: {}}
+  tenants: [{name: search, key: os.environ/SEARCH_KEY, weight: 2, bands: [interactive, batch], rpm: 600, tpm: 200000}]
+"""  # noqa: E501
+
+
+def config(text: str, env: dict[str, str] | None = None) -> Any:
+    return parse_config(yaml.safe_load(text), ENV if env is None else env)
+
+
+def model(**params: Any) -> dict[str, Any]:
+    return {
+        "model_name": params.pop("name", "m"),
+        "model_info": params.pop("info", {}),
+        "litellm_params": {"model": "openai/m", "api_base": "http://h:1/v1", **params},
+    }
+
+
+def test_the_design_page_s_example() -> None:
+    read = config(DESIGN)
+    (engine,) = read.engines
+    assert engine.name == "127.0.0.1:8001"
+    assert engine.api_key == "k1"
+    assert engine.max_concurrency == 8
+    assert engine.driver == "llamacpp"
+    assert engine.models[0].name == "smollm2-135m"
+    assert engine.models[0].upstream is None  # the same name: nothing to splice
+    assert read.policy == "least_outstanding"
+    assert read.master_key == "sk-master"
+    assert read.scheduling.max_retries == 1
+    (tenant,) = read.tenants
+    assert tenant.bands == (Band.INTERACTIVE, Band.BATCH)
+    said = "\n".join(read.warnings)
+    for key in ("router_settings.fallbacks", "tenants[0].rpm", "tenants[0].tpm", "bands.inter"):
+        assert key in said
+
+
+def test_empty_and_missing(tmp_path: Path) -> None:
+    assert parse_config(None).engines == ()
+    assert parse_config({"model_list": []}).policy == "least_outstanding"
+    with pytest.raises(SettingsError, match="cannot be read"):
+        load_config(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1\nb: 2\n")
+    with pytest.raises(SettingsError, match=r"broken.yaml.*not YAML at line 2, column \d"):
+        load_config(broken)
+    broken.write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match="not UTF-8"):
+        load_config(broken)
+    broken.write_text("- 1")
+    with pytest.raises(SettingsError, match=r"broken.yaml: the file is a list"):
+        load_config(broken)
+
+
+def test_a_missing_variable_is_named() -> None:
+    with pytest.raises(SettingsError) as caught:
+        config(DESIGN, {})
+    assert "model_list[0].litellm_params.api_key" in caught.value.message
+    assert "'LLM_KEY'" in caught.value.message
+    assert "Export LLM_KEY" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("sage", "parts"),
+    [
+        ({"tenant": []}, ["sage_settings.tenant", "'tenants'"]),
+        ({"queue": {"max_request": 1}}, ["sage_settings.queue.max_request", "'max_requests'"]),
+        ({"queue": {"max_requests": "many"}}, ["max_requests", "a text", "whole number"]),
+        ({"queue": {"max_requests": -1}}, ["max_requests", "-1"]),
+        ({"queue": {"max_requests": True}}, ["max_requests", "True"]),
+        ({"queue": [1]}, ["sage_settings.queue", "list", "mapping"]),
+        ({"timeouts": {"connect_s": 0}}, ["connect_s", "0.001"]),
+        ({"timeouts": {"connect_s": float("nan")}}, ["connect_s"]),
+        ({"server": {"max_body_bytes": 10}}, ["max_body_bytes", "1024"]),
+        ({"health": {"failures": 0}}, ["failures"]),
+        ({"bands": {"urgent": {}}}, ["bands.urgent", "interactive"]),
+        ({"bands": {"batch": {"ttft_slo": 1}}}, ["ttft_slo", "'ttft_slo_ms'"]),
+        ({"tenants": [{"name": "a"}]}, ["tenants[0].key", "missing"]),
+        ({"tenants": [{"name": "a", "key": "k", "bands": ["batsch"]}]}, ["batsch", "'batch'"]),
+        ({"tenants": [{"name": "a", "key": "k", "wieght": 1}]}, ["wieght", "'weight'"]),
+        ({"tenants": [{"name": "a", "key": "k", "weight": 0}]}, ["weight"]),
+        ({"tenants": [{"name": "a", "key": "k"}, {"name": "a", "key": "l"}]}, ["'a'", "twice"]),
+        ({"tenants": [{"name": "a", "key": "k"}, {"name": "b", "key": "k"}]}, ["[1].key"]),
+        ({"tenants": 5}, ["tenants", "list"]),
+    ],
+)
+def test_mistakes_in_our_section(sage: Any, parts: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_config({"sage_settings": sage}, {})
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "parts"),
+    [
+        ({"litellm_params": {}}, ["model_list[0].model_name", "missing"]),
+        ({"model_name": "m"}, ["litellm_params.model", "missing"]),
+        (model(model="anthropic/claude"), ["'anthropic'", "'providers'", "openai/anthropic"]),
+        (model(model="hosted_vllm/x", api_base=None), ["api_base", "missing"]),
+        (model(api_base="h:1/v1"), ["api_base", "http"]),
+        (model(api_base="http://h:99999/v1"), ["api_base"]),
+        (model(info={"mode": "embeding"}), ["mode", "'embedding'"]),
+        (model(info={"max_concurrency": 0}), ["max_concurrency"]),
+        (model(timeout="soon"), ["timeout"]),
+        ("m", ["model_list[0]", "mapping"]),
+    ],
+)
+def test_mistakes_in_the_model_list(entry: Any, parts: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_config({"model_list": [entry]}, {})
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_two_models_of_one_server_share_its_window() -> None:
+    read = parse_config(
+        {
+            "model_list": [
+                model(name="a", info={"max_concurrency": 8}),
+                model(name="b", model="openai/real", info={"max_concurrency": 4}),
+                model(name="a", api_base="http://other:1/v1", timeout=5),
+            ]
+        },
+        {},
+    )
+    first, second = read.engines
+    assert [(m.name, m.upstream) for m in first.models] == [("a", "m"), ("b", "real")]
+    assert first.max_concurrency == 4
+    assert second.first_byte_s == 5.0
+    with pytest.raises(SettingsError, match=r"model_list\[1\].*another api_key"):
+        parse_config({"model_list": [model(api_key="x"), model(api_key="y")]}, {})
+
+
+def test_keys_of_litellm_that_we_do_not_honour_are_reported() -> None:
+    read = parse_config(
+        {
+            "model_list": [model(rpm=5, info={"base_model": "x"})],
+            "litellm_settings": {"drop_params": True},
+            "router_settings": {"routing_strategy": "simple-shuffle", "allowed_fails": 3},
+            "general_settings": {"database_url": "x"},
+        },
+        {},
+    )
+    said = "\n".join(read.warnings)
+    for key in (
+        "model_list[0].litellm_params.rpm",
+        "model_list[0].model_info.base_model",
+        "litellm_settings",
+        "router_settings.allowed_fails",
+        "general_settings.database_url",
+        "'simple-shuffle' is served by 'least_outstanding'",
+    ):
+        assert key in said
+    assert read.policy == "least_outstanding"
+
+
+def test_a_misspelt_section_is_an_error() -> None:
+    with pytest.raises(SettingsError, match="sage_setings"):
+        parse_config({"sage_setings": {}}, {})
+
+
+def test_unknown_policy() -> None:
+    with pytest.raises(UnknownNameError, match="fifo"):
+        parse_config({"router_settings": {"routing_strategy": "fifos"}}, {})
+
+
+def test_a_secret_in_the_wrong_place_is_not_shown() -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_config({"sage_settings": {"queue": {"max_requests": "sk-secret"}}}, {})
+    assert "sk-secret" not in str(caught.value)
+
+
+def test_the_example_file_is_read() -> None:
+    root = Path(__file__).parents[2]
+    file = root / "deployments" / "gateway.yaml"
+    env = {name: f"value-of-{name}" for name in ("SAGE_MASTER_KEY", "SEARCH_KEY", "INGEST_KEY")}
+    read = load_config(file, env)
+    assert {m.name for engine in read.engines for m in engine.models} >= {
+        "smollm2-135m",
+        "all-minilm-l6-v2",
+    }
