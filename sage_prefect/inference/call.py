@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 
 import httpx
 
@@ -83,7 +84,9 @@ class Call:
         """The error of ours for a failed attempt."""
         return faults.from_transport(error, self.url, self.elapsed_ms / 1e3)
 
-    def retry_delay(self, error: EngineError, cause: BaseException | None) -> float | None:
+    def retry_delay(
+        self, error: EngineError, cause: BaseException | None, headers: Mapping[str, str]
+    ) -> float | None:
         """Seconds until the next attempt, or None: raise ``error``.
 
         An attempt that timed out while the engine worked is not repeated: the engine may still be
@@ -93,7 +96,9 @@ class Call:
             repeatable = isinstance(cause, httpx.ConnectTimeout)
         else:
             repeatable = isinstance(error, (EngineUnavailable, EngineOverloaded))
-        return self._plan.delay_after(error) if repeatable else None
+        if not repeatable:
+            return None
+        return self._plan.delay_after_failure(faults.retry_after_s(headers))
 
 
 def default_headers(config: ClientConfig) -> dict[str, str]:

@@ -294,18 +294,18 @@ class UnifiedInferenceClient:
         while True:
             cause: Exception | None = None
             error: EngineError
+            headers = httpx.Headers()
             try:
                 response = client.send(call.request(client), stream=True)
                 if response.status_code == 200:
                     return closing(response)
                 with closing(response):
                     content = response.read()
-                error = faults.from_status(
-                    response.status_code, content, response.headers, call.url
-                )
+                headers = response.headers
+                error = faults.from_status(response.status_code, content, headers, call.url)
             except (httpx.HTTPError, httpx.InvalidURL) as failure:
                 error, cause = call.failed(failure), failure
-            delay = call.retry_delay(error, cause)
+            delay = call.retry_delay(error, cause, headers)
             if delay is None:
                 raise error from cause
             time.sleep(delay)

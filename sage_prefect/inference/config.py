@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
 
 from sage_prefect.common.errors import SettingsError
-from sage_prefect.inference.protocol import CallContext
+from sage_prefect.inference.protocol import CallContext, is_header_value
 
 DEFAULT_TIMEOUT_S = 600.0
 
@@ -56,6 +56,11 @@ class ClientConfig:
         for name in ("max_connections", "embed_texts", "embed_characters", "embed_concurrency"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name}={getattr(self, name)!r} is less than 1.")
+        if self.api_key is not None and not is_header_value(self.api_key):
+            raise SettingsError(
+                "the API key holds characters that a header cannot carry.",
+                hint="Check SAGE_API_KEY: keys are printable ASCII without line ends.",
+            )
         if self.retries < 0:
             raise SettingsError(f"retries={self.retries!r} is negative.")
 

@@ -106,6 +106,13 @@ class CallContext:
     timeout_s: float | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name, value in self.as_headers().items():
+            if not is_header_value(value):
+                raise ValueError(
+                    f"{name}: {value!r} cannot be sent as a header: it takes printable ASCII."
+                )
+
     def as_headers(self) -> dict[str, str]:
         """The headers that are set."""
         values = {
@@ -262,6 +269,11 @@ def parse_number(value: str | None) -> float | None:
         return None if value is None else float(value)
     except ValueError:
         return None
+
+
+def is_header_value(value: str) -> bool:
+    """Whether every server takes this as the value of a header."""
+    return value.isascii() and value.isprintable()
 
 
 def _number(value: float | None) -> str | None:

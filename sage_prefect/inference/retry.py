@@ -13,8 +13,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from sage_prefect.common.errors import EngineError, EngineOverloaded
-
 
 class RetryBudget:
     """A token bucket: a call puts ``ratio`` tokens in, a retry takes one out. Thread-safe.
@@ -67,7 +65,7 @@ class RetryPlan:
         retries: most repetitions.
         budget: shared by the calls of a client.
         deadline: moment (of ``clock``) after which nothing is begun any more.
-        jitter: a number in [0, 1); full jitter keeps clients from coming back in step.
+        jitter: a number in [0, 1); it keeps clients from coming back in step.
     """
 
     def __init__(
@@ -91,14 +89,19 @@ class RetryPlan:
         self.made = 0
         budget.call_made()
 
-    def delay_after(self, error: EngineError) -> float | None:
-        """Seconds to wait before the next attempt, or None to give up and raise ``error``."""
+    def delay_after_failure(self, retry_after_s: float | None) -> float | None:
+        """Seconds to wait before the next attempt, or None: give up.
+
+        Args:
+            retry_after_s: the wait that the server asked for, if it did.
+        """
         if self._left <= 0:
             return None
-        delay = self._delay * (0.5 + self._jitter() / 2)
-        if isinstance(error, EngineOverloaded) and error.retry_after is not None:
+        if retry_after_s is None:
+            delay = self._delay * (0.5 + self._jitter() / 2)
+        else:
             # Not before the server said; a little later, so that not all come back at once.
-            delay = error.retry_after * (1 + self._jitter() / 10)
+            delay = retry_after_s * (1 + self._jitter() / 10)
         if self._clock() + delay >= self._deadline or not self._budget.take():
             return None
         self._left -= 1

@@ -58,6 +58,13 @@ def test_bad_options(options: dict[str, int]) -> None:
         ClientConfig("http://h", **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("key", ["sk-\n", "schlüssel", "a\x00"])
+def test_a_key_that_no_header_carries_is_not_shown(key: str) -> None:
+    with pytest.raises(SettingsError, match="header cannot carry") as caught:
+        ClientConfig("http://h", api_key=key)
+    assert key not in str(caught.value)
+
+
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert discovery.configure(None, None, None) is None
     monkeypatch.setenv("SAGE_BASE_URL", "http://h:1")

@@ -64,6 +64,12 @@ def test_context_becomes_headers() -> None:
     assert CallContext().as_headers() == {}
 
 
+@pytest.mark.parametrize("tenant", ["a\r\nx-evil: 1", "käse"])
+def test_no_header_is_smuggled_in(tenant: str) -> None:
+    with pytest.raises(ValueError, match="x-sage-tenant"):
+        CallContext(tenant=tenant)
+
+
 def test_answer() -> None:
     body = {
         "model": "m",

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_prefect.common.errors import EngineOverloaded, EngineUnavailable
 from sage_prefect.inference.retry import RetryBudget, RetryPlan
 
 
@@ -56,37 +55,43 @@ def test_retries_stay_below_a_fifth_of_the_calls_plus_the_floor(events: list[boo
         assert retries <= 0.2 * calls + 5 + 1e-6
 
 
-def plan(clock: Clock, retries: int = 3, deadline: float = 1000.0, jitter: float = 1.0) -> RetryPlan:
+def plan(
+    clock: Clock, retries: int = 3, deadline: float = 1000.0, jitter: float = 1.0
+) -> RetryPlan:
     return RetryPlan(
-        retries, make_budget(clock), deadline, clock=clock, jitter=lambda: jitter, first_delay_s=0.25
+        retries,
+        make_budget(clock),
+        deadline,
+        clock=clock,
+        jitter=lambda: jitter,
+        first_delay_s=0.25,
     )
 
 
 def test_delays_double(clock: Clock) -> None:
     calls = plan(clock)
-    error = EngineUnavailable("gone")
-    assert [calls.delay_after(error) for _ in range(4)] == [0.25, 0.5, 1.0, None]
+    assert [calls.delay_after_failure(None) for _ in range(4)] == [0.25, 0.5, 1.0, None]
     assert calls.made == 3
 
 
 def test_jitter_never_reaches_zero(clock: Clock) -> None:
-    assert plan(clock, jitter=0.0).delay_after(EngineUnavailable("gone")) == 0.125
+    assert plan(clock, jitter=0.0).delay_after_failure(None) == 0.125
 
 
 def test_retry_after_is_honoured(clock: Clock) -> None:
-    delay = plan(clock, jitter=0.0).delay_after(EngineOverloaded("full", retry_after=7.0))
+    delay = plan(clock, jitter=0.0).delay_after_failure(7.0)
     assert delay == 7.0
 
 
 def test_no_retry_that_cannot_finish_in_time(clock: Clock) -> None:
     short = plan(clock, deadline=clock.now + 5)
-    assert short.delay_after(EngineOverloaded("full", retry_after=7.0)) is None
-    assert short.delay_after(EngineUnavailable("gone")) == 0.25
+    assert short.delay_after_failure(7.0) is None
+    assert short.delay_after_failure(None) == 0.25
 
 
 def test_budget_is_shared(clock: Clock) -> None:
     budget = make_budget(clock, floor=1.0)
     first = RetryPlan(3, budget, 1000, clock=clock)
     second = RetryPlan(3, budget, 1000, clock=clock)
-    assert first.delay_after(EngineUnavailable("gone")) is not None
-    assert second.delay_after(EngineUnavailable("gone")) is None
+    assert first.delay_after_failure(None) is not None
+    assert second.delay_after_failure(None) is None
