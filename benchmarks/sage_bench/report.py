@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -66,6 +67,39 @@ def heading(table: Table) -> str:
     return f"{case}{metric.name}, {metric.unit} ({metric.statistic}; {metric.better} is better)"
 
 
+@dataclass(frozen=True)
+class Overview:
+    """A metric of an experiment with several cases on one screen: cases down, systems across."""
+
+    title: str
+    systems: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]  # case, then a cell per system
+
+
+def overviews(summary: Summary) -> list[Overview]:
+    """One per metric, where there are several cases; a cell is value and ratio to the peer."""
+    found = []
+    for metric in dict.fromkeys(table.metric for table in summary.tables):
+        tables = [table for table in summary.tables if table.metric == metric]
+        if len(tables) < 2:
+            continue
+        systems = dict.fromkeys(row.system for table in tables for row in table.rows)
+        lines = tuple(
+            (table.case, *(_overview_cell(table.row(system)) for system in systems))
+            for table in tables
+        )
+        title = f"All cases: {metric.name}, {metric.unit} ({metric.better} is better)"
+        found.append(Overview(title, tuple(systems), lines))
+    return found
+
+
+def _overview_cell(row: Row | None) -> str:
+    if row is None or row.value is None:
+        return "-"
+    value = figure(row.value.estimate)
+    return value if row.role == "peer" else f"{value} ({with_interval(row.ratio)})"
+
+
 def claim_line(outcome: Outcome) -> str:
     """A claim, its figure and why it was judged so."""
     claim = outcome.claim
@@ -116,6 +150,13 @@ def print_report(console: Console, summary: Summary, manifest: Manifest) -> None
         for row in table.rows:
             shown.add_row(*cells(row), style="dim" if row.role == "noise" else None)
         console.print(shown)
+    for overview in overviews(summary):
+        grid = RichTable(title=overview.title, title_justify="left", title_style="bold")
+        for index, column in enumerate(("case", *overview.systems)):
+            grid.add_column(column, justify="left" if index == 0 else "right")
+        for case in overview.lines:
+            grid.add_row(*case)
+        console.print(grid)
     for outcome in summary.outcomes:
         mark = Text(f"{outcome.verdict.value:<8} ", style=_COLOURS[outcome.verdict])
         console.print(mark + Text(claim_line(outcome)))
@@ -135,13 +176,9 @@ def _markdown_lines(summary: Summary, manifest: Manifest) -> Iterator[str]:
     yield ""
     yield f"Expected before the run: {manifest.expectation}"
     for table in summary.tables:
-        yield ""
-        yield f"## {heading(table)}"
-        yield ""
-        yield "| " + " | ".join(COLUMNS) + " |"
-        yield "| --- |" + " ---: |" * (len(COLUMNS) - 1)
-        for row in table.rows:
-            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |"
+        yield from _grid(heading(table), COLUMNS, [cells(row) for row in table.rows])
+    for overview in overviews(summary):
+        yield from _grid(overview.title, ("case", *overview.systems), overview.lines)
     if summary.outcomes:
         yield ""
         yield "## Claims"
@@ -153,6 +190,14 @@ def _markdown_lines(summary: Summary, manifest: Manifest) -> Iterator[str]:
         yield f"{summary.failures} measurements failed; measurements.jsonl holds each error."
     yield ""
     yield f"Run `{summary.uid}` by `{_shell(manifest.command)}`."
+
+
+def _grid(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield ""
+    yield f"## {title}"
+    yield ""
+    for line in (columns, ["---", *["---:"] * (len(columns) - 1)], *lines):
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
 
 
 def _shell(command: list[Any]) -> str:

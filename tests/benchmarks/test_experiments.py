@@ -33,7 +33,7 @@ def test_true_neighbours_do_not_depend_on_the_block() -> None:
 def test_vectors_refuses_an_index_that_is_not_exact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = vectors.Library("wrong", "test_experiments:WrongIndex", "numpy", [{}])
+    wrong = vectors.Library("wrong", "test_experiments:WrongIndex", "numpy")
     monkeypatch.setattr(vectors, "LIBRARIES", (wrong,))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     options = {"count": 1000, "dim": 4, "batches": "1000", "threads": "1"}

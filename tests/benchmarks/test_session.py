@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sage_bench.claims import Claim, Verdict
 from sage_bench.compare import compare
 from sage_bench.experiment import Experiment, Options, RunConfig, Setup
 from sage_bench.manifest import Workload
-from sage_bench.report import context_lines, figure, print_report
+from sage_bench.report import context_lines, figure, overviews, print_report
 from sage_bench.result_folder import ResultFolder
 from sage_bench.session import execute, load
 from sage_bench.system import Case, Metric, Reading, System
@@ -212,6 +213,23 @@ def test_compare_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
     after = execute(Other(), RunConfig(out=tmp_path, rounds=2, seed=4))
     with pytest.raises(BenchmarkError, match=r"'counting'.*'other'"):
         compare(before, after)
+
+
+def test_several_cases_have_an_overview(tmp_path: Path) -> None:
+    class TwoCases(Counting):
+        def prepare(self, *arguments: Any) -> Setup:
+            setup = super().prepare(*arguments)
+            systems = setup.cases[0].systems
+            return replace(setup, cases=[Case("small", systems), Case("large", systems)])
+
+    result = execute(TwoCases(), RunConfig(out=tmp_path))
+    (overview,) = overviews(result.summary)
+    assert overview.systems == ("plain", "plain (A/A)", "double")
+    assert [line[0] for line in overview.lines] == ["small", "large"]
+    assert overview.lines[0][3].startswith("202.0 (1.980 [")
+    assert overviews(_run(tmp_path).summary) == []
+    # The claims speak of a case that is not there: they stay open.
+    assert {o.verdict for o in result.summary.outcomes} == {Verdict.UNPROVED}
 
 
 def test_figure() -> None:

@@ -36,6 +36,7 @@ def test_orchestration(tmp_path: Path) -> None:
         "plain Dask",
         "plain Dask (A/A)",
         "SageTaskRunner",
+        "Pipeline.to_flow()",
         "DaskTaskRunner",
     }
     assert all(value > 0 for value in cost.values())

@@ -1,7 +1,8 @@
 """What does a partition cost as a Prefect task, beside a plain Dask task?
 
-The same function, the same number of partitions, on the same two Dask workers: ``Client.map``;
-a flow through SAGE's task runner; a flow through prefect-dask's own.
+The same function on the same two Dask workers: ``Client.map``; a flow through SAGE's task
+runner; a SAGE pipeline as a flow, with all that it adds (plan, counts, commits, report); a flow
+through prefect-dask's own runner.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from sage_bench.worker import Worker
 
 RUNNERS = "sage_bench.experiments.partition_runners"
 PLAIN, SAGE, STOCK = "plain Dask", "SageTaskRunner", "DaskTaskRunner"
+PIPELINE = "Pipeline.to_flow()"
 
 
 class OrchestrationOptions(Options):
@@ -81,6 +83,7 @@ class Orchestration(Experiment):
         plans: dict[str, tuple[str, dict[str, Any], int]] = {
             PLAIN: ("PlainDask", {"address": cluster.address}, count),
             SAGE: ("PrefectTasks", {"address": cluster.address, "runner": "sage"}, count),
+            PIPELINE: ("PipelineFlow", {"address": cluster.address}, count),
         }
         if stock:
             arguments = {"address": cluster.address, "runner": "stock"}
@@ -106,31 +109,7 @@ class Orchestration(Experiment):
             )
         return Setup(
             cases=[Case("", tuple(systems))],
-            claims=[
-                Claim(
-                    "partition-cost",
-                    "a partition costs at most 50 ms of CPU, 5 % of a partition of 1 s",
-                    "cpu_ms_per_partition",
-                    SAGE,
-                    "<=",
-                    50.0 + options.work_ms,
-                ),
-                *(
-                    [
-                        Claim(
-                            "beside-plain-dask",
-                            "partitions of >= 100 ms take at most 1.2 of plain Dask's time",
-                            "wall_ms_per_partition",
-                            SAGE,
-                            "<=",
-                            1.2,
-                            peer=PLAIN,
-                        )
-                    ]
-                    if options.work_ms >= 100
-                    else []
-                ),
-            ],
+            claims=_claims(options.work_ms),
             workload=Workload(
                 dataset=f"partitions that spend {options.work_ms:g} ms of CPU each",
                 dataset_sha256=hashlib.sha256(
@@ -143,6 +122,21 @@ class Orchestration(Experiment):
                 tenants="one",
             ),
         )
+
+
+def _claims(work_ms: float) -> list[Claim]:
+    cost = "a partition of {} costs at most 50 ms of CPU beyond its work: 5 % of a second"
+    claims = [
+        Claim(f"partition-cost {system}", cost.format(system), "cpu_ms_per_partition", system,
+              "<=", 50.0 + work_ms)
+        for system in (SAGE, PIPELINE)
+    ]  # fmt: skip
+    if work_ms >= 100:
+        text = "partitions of 100 ms or more take at most 1.2 of plain Dask's time"
+        claims.append(
+            Claim("beside-plain-dask", text, "wall_ms_per_partition", SAGE, "<=", 1.2, peer=PLAIN)
+        )
+    return claims
 
 
 def _version(system: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from typing import Any
 
@@ -71,3 +72,36 @@ class PrefectTasks(PartitionRunner):
 
     def run(self, count: int, work_ms: float) -> list[int]:
         return list(asyncio.run(self._flow(count, work_ms)))
+
+
+class PipelineFlow(PartitionRunner):
+    """A SAGE pipeline as a Prefect flow: plan, partitions of one row, counts at each stage edge,
+    commits to the run store, and the report."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._numbers = itertools.count()
+
+    def run(self, count: int, work_ms: float) -> list[int]:
+        from sage_prefect import Pipeline
+        from sage_prefect.kernel.source import CollectionSource
+        from sage_prefect.orchestration.flow_builder import PrefectRunner
+
+        # A number per run: none may find the partitions of another and reuse them.
+        run = next(self._numbers)
+        rows = [{"index": index, "work_ms": work_ms, "run": run} for index in range(count)]
+        pipeline = (
+            Pipeline("partitions")
+            .source(CollectionSource(rows, rows_per_part=1))
+            .map(_row, reads=("index", "work_ms"), adds=("done",), name="work")
+            .sink()
+        )
+        report = PrefectRunner().run(
+            pipeline, cluster=self._address, reuse="never", partitions=count
+        )
+        assert report.committed is not None
+        return [int(index) for index in report.committed.data.column("done").to_pylist()]
+
+
+def _row(row: dict[str, Any]) -> dict[str, int]:
+    return {"done": partition(row["index"], row["work_ms"])}

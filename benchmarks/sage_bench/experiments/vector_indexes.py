@@ -63,6 +63,10 @@ class ExactIndex(ABC):
     def search(self, queries: Vectors, k: int) -> Ids:
         """Ids [m, k], best first."""
 
+    def choices(self) -> list[dict[str, Any]]:
+        """The settings that a sweep should try."""
+        return [{}]
+
     def configure(self, **settings: Any) -> None:
         """Apply settings that a sweep tries."""
         for name, value in settings.items():
@@ -109,6 +113,9 @@ class FaissFlat(ExactIndex):
         self._index = faiss.IndexFlatIP(base.shape[1])
         self._index.add(base)
 
+    def choices(self) -> list[dict[str, Any]]:
+        return [{"blas_threshold": threshold} for threshold in (None, 20, 1)]
+
     def configure(self, **settings: Any) -> None:
         super().configure(**settings)
         threshold = self.blas_threshold if self.blas_threshold is not None else self._default
@@ -135,16 +142,24 @@ class NumpyFlat(ExactIndex):
 class SageFlat(ExactIndex):
     """``VectorIndex(kind="flat")``; ``storage`` is what its first pass reads."""
 
-    storage: str = "int8"
+    storage: str = "float32"
 
     def build(self, base: Vectors) -> None:
         from sage_prefect.middleware import VectorIndex
 
-        self._indexes = {}
+        self._indexes: dict[str, VectorIndex] = {}
         for storage in ("float32", "bfloat16", "int8"):
-            index = VectorIndex(base.shape[1], metric="ip", kind="flat", storage=storage)
+            try:
+                index = VectorIndex(base.shape[1], metric="ip", kind="flat", storage=storage)
+            except ValueError:
+                if storage == "float32":
+                    raise
+                continue  # this version has no such storage: the sweep does not offer it
             index.add(base)
             self._indexes[storage] = index
+
+    def choices(self) -> list[dict[str, Any]]:
+        return [{"storage": storage} for storage in self._indexes]
 
     def search(self, queries: Vectors, k: int) -> Ids:
         ids, _ = self._indexes[self.storage].search(queries, k, threads=self.threads)
