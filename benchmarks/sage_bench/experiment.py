@@ -84,6 +84,7 @@ class Experiment(ABC):
     warmup: ClassVar[int] = 1
     order: ClassVar[Order] = "ABBA"
     pause_s: ClassVar[float] = 0.0  # rest before each measurement
+    noise_row: ClassVar[bool] = True  # the peer a second time; False where that is too dear
 
     @abstractmethod
     def prepare(

@@ -20,8 +20,11 @@ Order = Literal["ABBA", "ABAB"]
 NOISE_SUFFIX = " (A/A)"
 
 
-def with_noise_row(case: Case) -> Case:
+def arranged(case: Case, noise_row: bool = True) -> Case:
     """The case with the peer first and, measured as if it were another system, last.
+
+    Args:
+        noise_row: False leaves the second one out, where measuring the peer twice is too dear.
 
     Raises:
         BenchmarkError: not exactly one peer, or two systems of one name.
@@ -35,7 +38,7 @@ def with_noise_row(case: Case) -> Case:
         )
     others = tuple(system for system in case.systems if system.role == "subject")
     again = replace(peers[0], name=peers[0].name + NOISE_SUFFIX, role="noise")
-    return Case(case.name, (peers[0], *others, again))
+    return Case(case.name, (peers[0], *others, *((again,) if noise_row else ())))
 
 
 def turn(systems: Sequence[System], number: int, order: Order) -> list[System]:
@@ -51,6 +54,7 @@ def interleave(
     warmup: int = 1,
     order: Order = "ABBA",
     pause_s: float = 0.0,
+    noise_row: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Measurement]:
     """Measure all systems of all cases, round by round; yields each measurement as it is made.
@@ -60,13 +64,14 @@ def interleave(
 
     Args:
         pause_s: seconds of rest before each measurement, where what ran before may still spin.
+        noise_row: whether the peer is measured a second time.
 
     Raises:
         BenchmarkError: fewer than one round, or a case without exactly one peer.
     """
     if rounds < 1 or warmup < 0:
         raise BenchmarkError(f"{rounds} rounds after {warmup} warm-up rounds.", hint="Use >= 1.")
-    prepared = [with_noise_row(case) for case in cases]
+    prepared = [arranged(case, noise_row) for case in cases]
     for number in range(-warmup, rounds):
         for case in prepared:
             # Warm-up needs no noise row: it would warm the same system twice.

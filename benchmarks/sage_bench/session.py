@@ -15,7 +15,7 @@ from typing import Any
 from sage_bench.claims import Claim, Verdict
 from sage_bench.cputime import CpuMeter
 from sage_bench.experiment import Experiment, Options, RunConfig, Setup
-from sage_bench.interleave import interleave, with_noise_row
+from sage_bench.interleave import arranged, interleave
 from sage_bench.machine import CpuTicks, describe_hardware, load_between
 from sage_bench.manifest import SCHEMA_VERSION, Manifest, Status, config_hash
 from sage_bench.report import markdown
@@ -161,7 +161,8 @@ def _measure(
 ) -> list[Measurement]:
     rounds = experiment.rounds_of(config)
     turns = sum(
-        rounds * len(with_noise_row(case).systems) + experiment.warmup * len(case.systems)
+        rounds * len(arranged(case, experiment.noise_row).systems)
+        + experiment.warmup * len(case.systems)
         for case in setup.cases
     )
     measurements: list[Measurement] = []
@@ -172,6 +173,7 @@ def _measure(
         warmup=experiment.warmup,
         order=experiment.order,
         pause_s=experiment.pause_s,
+        noise_row=experiment.noise_row,
     ):
         folder.append(MEASUREMENTS, measurement.to_json())
         measurements.append(measurement)
@@ -200,7 +202,7 @@ def _manifest(
             "config_sha256": config_hash(system.config),
         }
         for case in setup.cases
-        for system in with_noise_row(case).systems
+        for system in arranged(case, experiment.noise_row).systems
     ]
     extra = sorted(p.name for p in folder.path.glob("*.jsonl"))
     return {

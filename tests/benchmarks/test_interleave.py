@@ -49,6 +49,11 @@ def test_warm_up_is_kept_marked_and_without_the_noise_row() -> None:
     assert sum(name == "A" for name, number in calls if number == 0) == 2
 
 
+def test_the_noise_row_can_be_left_out() -> None:
+    found = interleave([_case("A", "B")], rounds=1, warmup=0, noise_row=False)
+    assert [m.system for m in found] == ["A", "B"]
+
+
 def test_cases_take_turns_within_a_round() -> None:
     cases = [Case("x", _case("A").systems), Case("y", _case("A").systems)]
     found = list(interleave(cases, rounds=2, warmup=0))

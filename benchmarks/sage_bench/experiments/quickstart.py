@@ -51,6 +51,7 @@ class Quickstart(Experiment):
     quick_rounds = 1
     warmup = 0
     order = "ABAB"  # the second run needs the first one's clone
+    noise_row = False
 
     def prepare(
         self, config: RunConfig, options: Any, folder: ResultFolder, stack: ExitStack
