@@ -60,6 +60,7 @@ class ControlServer:
 
     def __init__(self, operations: Operations) -> None:
         self.path: Path = registry.socket_path()
+        self.last_used = 0.0  # loop time of the last connection's end
         self._operations = operations
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -113,6 +114,7 @@ class ControlServer:
             log.debug("client went away: %r", error)
         finally:
             self._connections.discard(task)
+            self.last_used = asyncio.get_running_loop().time()
             writer.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

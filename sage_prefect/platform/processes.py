@@ -152,6 +152,15 @@ def end_strays(
     return len(ended)
 
 
+def service_environment() -> dict[str, str]:
+    """The environment that services inherit: ours, without what is ours alone."""
+    return {key: value for key, value in os.environ.items() if not _private(key)}
+
+
+def _private(variable: str) -> bool:
+    return variable in (MARKER, SERVICE_MARKER) or variable.startswith("SAGE_PORT_")
+
+
 def become_subreaper() -> None:
     """Make orphaned grandchildren ours, so that they can be reaped also where init does not."""
     if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:

@@ -18,7 +18,7 @@ from sage_prefect.common import errors
 from sage_prefect.common.errors import ServiceError
 from sage_prefect.common.paths import log_dir, state_dir
 from sage_prefect.platform import registry, service_logs
-from sage_prefect.platform.processes import identify
+from sage_prefect.platform.processes import identify, service_environment
 from sage_prefect.platform.service import ServiceSpec, ServiceState
 
 _START_LIMIT_S = 60.0
@@ -198,8 +198,6 @@ def _launch() -> int:
         return _hello()  # another client was faster
     except SupervisorNotRunning:
         pass
-    from sage_prefect.platform.supervisor import service_environment
-
     offset = _log_size()
     with service_logs.open_log("supervisor") as output:
         process = subprocess.Popen(
