@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from sage_prefect.common.errors import GraphError
-from sage_prefect.kernel.operator import Batches, Operator
+from sage_prefect.kernel.operator import Operator
 from sage_prefect.libs.chunking import check_budget, split
 from sage_prefect.libs.headings import find_headings
 from sage_prefect.libs.tokens import SPECIAL_TOKENS, count_tokens, token_counts
@@ -64,7 +64,7 @@ class Chunk(Operator):
         self.reads = (column, id_column)
         self.adds = (column, "chunk", "chunk_id")
 
-    def process(self, batch: pa.RecordBatch) -> Batches:
+    def process(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         identities = column(self.name, batch, self.id_column).to_pylist()
         titles: list[str | None] = [None] * batch.num_rows
         if self.with_context and "title" in batch.schema.names and self.column != "title":

@@ -18,7 +18,7 @@ from sage_prefect.common.errors import (
     RecordError,
     RequestRejected,
 )
-from sage_prefect.kernel.operator import Batches, Operator, RowFailure
+from sage_prefect.kernel.operator import Operator, RowFailure
 from sage_prefect.middleware.columns import Vectors, texts, vector_array, with_columns
 from sage_prefect.middleware.gateway_client import blames_input, gateway_client
 
@@ -98,7 +98,7 @@ class Embed(Operator):
             self._client.close()
             self._client = None
 
-    def process(self, batch: pa.RecordBatch) -> Batches:
+    def process(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         found = texts(self.name, batch, self.column)
         for row, text in enumerate(found):
             if text is None or not text.strip():

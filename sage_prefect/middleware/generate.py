@@ -17,7 +17,7 @@ from sage_prefect.common.errors import (
     RecordError,
     RequestRejected,
 )
-from sage_prefect.kernel.operator import Batches, Operator, RowFailure
+from sage_prefect.kernel.operator import Operator, RowFailure
 from sage_prefect.libs.tokens import count_tokens
 from sage_prefect.middleware.columns import texts, with_columns
 from sage_prefect.middleware.gateway_client import blames_input, gateway_client
@@ -117,7 +117,7 @@ class Generate(Operator):
             self._client.close()
             self._client = None
 
-    def process(self, batch: pa.RecordBatch) -> Batches:
+    def process(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         if self._threads is None:
             raise OperatorError(self.name, "process() before setup().")
         prompts = texts(self.name, batch, self.column)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from sage_prefect.common.errors import GraphError, RecordError
-from sage_prefect.kernel.operator import Batches, Operator, RowFailure
+from sage_prefect.kernel.operator import Operator, RowFailure
 from sage_prefect.libs.prompts import BudgetError, Template
 from sage_prefect.middleware.columns import column, with_columns
 
@@ -50,7 +50,7 @@ class Prompt(Operator):
         self.reads = self.template.fields
         self.adds = (into,)
 
-    def process(self, batch: pa.RecordBatch) -> Batches:
+    def process(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         columns = {
             name: column(self.name, batch, name).to_pylist() for name in self.template.fields
         }

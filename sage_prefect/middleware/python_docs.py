@@ -12,6 +12,7 @@ import platform
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +28,7 @@ from sage_prefect.libs.extract.python_source import Documented, ModuleOutline, o
 MIN_CHARACTERS = 20
 #: Packages with more source than this are cut into several parts.
 PART_BYTES = 200_000
+_TITLE_CHARACTERS = 100
 # Source per documented thing, measured on CPython 3.10 to 3.13; it only balances partitions.
 _BYTES_PER_ROW = 1500
 _COMPILED_BYTES = 40_000
@@ -43,72 +45,19 @@ _SCHEMA = pa.schema(
 
 # Tests, tools that are programs, code for other systems, jokes, and what was removed since.
 _SKIPPED = frozenset(
-    [
-        "antigravity",
-        "asynchat",
-        "asyncore",
-        "distutils",
-        "ensurepip",
-        "idlelib",
-        "lib2to3",
-        "msilib",
-        "nt",
-        "ntpath",
-        "nturl2path",
-        "pydoc_data",
-        "sre_compile",
-        "sre_constants",
-        "sre_parse",
-        "test",
-        "this",
-        "turtledemo",
-        "winreg",
-    ]
+    {"antigravity", "asynchat", "asyncore", "distutils", "ensurepip", "idlelib", "lib2to3"}
+    | {"msilib", "nt", "ntpath", "nturl2path", "posix", "pydoc_data", "sre_compile"}
+    | {"sre_constants", "sre_parse", "test", "this", "turtledemo", "winreg", "xxsubtype"}
 )
 _SKIPPED_FOLDERS = frozenset({"test", "tests", "__pycache__", "_pyrepl", "lib-dynload"})
 
 # Compiled modules outside the interpreter whose import does nothing but define names.
 _SAFE_EXTENSIONS = frozenset(
-    [
-        "_asyncio",
-        "_bisect",
-        "_bz2",
-        "_contextvars",
-        "_csv",
-        "_ctypes",
-        "_datetime",
-        "_decimal",
-        "_elementtree",
-        "_hashlib",
-        "_heapq",
-        "_json",
-        "_lzma",
-        "_multiprocessing",
-        "_pickle",
-        "_queue",
-        "_random",
-        "_socket",
-        "_sqlite3",
-        "_ssl",
-        "_statistics",
-        "_struct",
-        "_uuid",
-        "_zoneinfo",
-        "array",
-        "binascii",
-        "cmath",
-        "fcntl",
-        "grp",
-        "math",
-        "mmap",
-        "pyexpat",
-        "resource",
-        "select",
-        "syslog",
-        "termios",
-        "unicodedata",
-        "zlib",
-    ]
+    {"_asyncio", "_bisect", "_bz2", "_contextvars", "_csv", "_ctypes", "_datetime", "_decimal"}
+    | {"_elementtree", "_hashlib", "_heapq", "_json", "_lzma", "_multiprocessing", "_pickle"}
+    | {"_queue", "_random", "_socket", "_sqlite3", "_ssl", "_statistics", "_struct", "_uuid"}
+    | {"_zoneinfo", "array", "binascii", "cmath", "fcntl", "grp", "math", "mmap", "pyexpat"}
+    | {"resource", "select", "syslog", "termios", "unicodedata", "zlib"}
 )
 # Public names of modules that live under another one.
 _RENAMED = {"posixpath": "os.path"}
@@ -126,7 +75,9 @@ class PythonDocs(Source):
     top-level module; large packages are cut into several.
 
     Args:
-        modules: top-level modules (``["json", "pathlib"]``); None: all.
+        modules: top-level modules (``["json", "pathlib"]``; ``help`` is the language reference);
+            None: all.
+        exclude: modules to leave out.
 
     Raises:
         UnknownNameError: a module that is not documented here (when the run starts).
@@ -136,8 +87,9 @@ class PythonDocs(Source):
     adds = tuple(_SCHEMA.names)
     weight_cost_s = 2e-7
 
-    def __init__(self, modules: Sequence[str] | None = None) -> None:
+    def __init__(self, modules: Sequence[str] | None = None, exclude: Sequence[str] = ()) -> None:
         self.modules = list(modules) if modules is not None else None
+        self.exclude = list(exclude)
 
     def parts(self) -> Sequence[SourcePart]:
         found = _modules()
@@ -147,10 +99,12 @@ class PythonDocs(Source):
                 hint="This Python was installed without its library sources.",
             )
         names = list(found) if self.modules is None else self.modules
-        for name in names:
+        for name in (*names, *self.exclude):
             if name not in found:
                 raise UnknownNameError("standard library module", name, found)
-        return [part for name in names for part in _parts(name, found[name])]
+        return [
+            part for name in names if name not in self.exclude for part in _parts(name, found[name])
+        ]
 
     def read(self, part: SourcePart) -> Iterator[pa.RecordBatch]:
         module, piece, pieces = part.spec
@@ -177,11 +131,11 @@ def _modules() -> dict[str, tuple[Path, ...]]:
     root = stdlib_dir()
     found: dict[str, tuple[Path, ...]] = {}
     for path in root.iterdir() if root.is_dir() else ():
-        name = path.stem
-        if name.startswith("_") or name in _SKIPPED or not name.isidentifier():
+        name = _RENAMED.get(path.stem, path.stem)
+        if name.startswith("_") or name in _SKIPPED or not path.stem.isidentifier():
             continue
         if path.suffix == ".py" and path.is_file():
-            found[_RENAMED.get(name, name)] = (path,)
+            found[name] = (path,)
         elif path.is_dir() and (path / "__init__.py").is_file():
             found[name] = tuple(sorted(_package_files(path)))
     for name in (*sys.builtin_module_names, *_SAFE_EXTENSIONS):
@@ -250,7 +204,7 @@ def _row(name: str, module: str, entry: Documented) -> dict[str, str]:
         title = f"{name} (module)"
     else:
         prefix = name[: -len(entry.name.rpartition(".")[2])]
-        title = prefix + entry.signature
+        title = _shortened(prefix + entry.signature)
     return {
         "source": name,
         "kind": entry.kind,
@@ -258,6 +212,14 @@ def _row(name: str, module: str, entry: Documented) -> dict[str, str]:
         "title": title,
         "text": f"{title}\n{entry.doc}",
     }
+
+
+def _shortened(title: str) -> str:
+    """A call with a dozen parameters says less than the sentence below it: some are enough."""
+    if len(title) <= _TITLE_CHARACTERS:
+        return title
+    cut = title.rfind(", ", 0, _TITLE_CHARACTERS)
+    return f"{title[:cut]}, ...)" if cut > 0 else title
 
 
 def _public(dotted: str, outlines: dict[str, ModuleOutline]) -> Iterator[tuple[str, Documented]]:
@@ -268,16 +230,35 @@ def _public(dotted: str, outlines: dict[str, ModuleOutline]) -> Iterator[tuple[s
         # Public modules take much from private ones: ``from _io import open``.
         if origin in _ORIGINS or (origin.startswith("_") and not origin.startswith("__")):
             source, candidates = _elsewhere(origin)
-            entries += [
-                entry for entry in candidates if entry.name and source.gives(entry.name, names)
-            ]
-    private = any(part.startswith("_") for part in dotted.split(".")[1:])
+            for entry in candidates:
+                if entry.name and source.gives(entry.name, names):
+                    taken = _renamed(entry, names)
+                    if not taken.name.startswith("_"):
+                        entries.append(taken)
+    private = _is_internal(dotted, outlines)
     for entry in entries:
         home = _home(dotted, entry.name, outlines) if entry.name else None
         if home is not None or not private:
             yield home or dotted, entry
 
 
+def _is_internal(dotted: str, outlines: dict[str, ModuleOutline]) -> bool:
+    """Whether users have no business in ``dotted`` beyond what packages above it offer."""
+    package, _, name = dotted.rpartition(".")
+    if not package:
+        return False
+    if dotted in _INTERNAL or any(part.startswith("_") for part in dotted.split(".")[1:]):
+        return True
+    # What a package takes its own names from is where it is implemented: json.encoder.
+    top = outlines.get(package)
+    return top is not None and bool(top.imports.get(f".{name}") or top.imports.get(dotted))
+
+
+_INTERNAL = frozenset(
+    {"asyncio.base_subprocess", "asyncio.format_helpers", "asyncio.proactor_events"}
+    | {"asyncio.selector_events", "asyncio.sslproto", "asyncio.staggered", "asyncio.trsock"}
+    | {"asyncio.unix_events", "asyncio.windows_events", "asyncio.windows_utils"}
+)
 # Modules without an underscore that exist to be re-exported.
 _ORIGINS = frozenset({"posix", "genericpath"})
 
@@ -291,7 +272,7 @@ def _home(dotted: str, name: str, outlines: dict[str, ModuleOutline]) -> str | N
         if top is None:
             continue
         below = ".".join(parts[length:])
-        taken = top.imports.get(f".{below}", set()) | top.imports.get(dotted, set())
+        taken = {**top.imports.get(f".{below}", {}), **top.imports.get(dotted, {})}
         first = name.partition(".")[0]
         listed = top.exported is not None and first in top.exported
         if listed or outlines[dotted].gives(name, taken):
@@ -305,17 +286,29 @@ def _elsewhere(origin: str) -> tuple[ModuleOutline, tuple[Documented, ...]]:
     if path.is_file():
         found = _outline(path)
         return found, tuple(found.documented)
-    return ModuleOutline(), tuple(_compiled(origin))
+    return ModuleOutline(), tuple(_compiled(origin, private=True))
 
 
-def _compiled(module: str) -> Iterator[Documented]:
+def _renamed(entry: Documented, names: dict[str, str]) -> Documented:
+    """The entry under the name of ``from origin import name as other``."""
+    first, dot, rest = entry.name.partition(".")
+    other = names.get(first, first)
+    if other == first:
+        return entry
+    signature = entry.signature
+    if not dot:
+        signature = other + signature[len(first) :]
+    return replace(entry, name=other + dot + rest, signature=signature)
+
+
+def _compiled(module: str, *, private: bool = False) -> Iterator[Documented]:
     if module not in sys.builtin_module_names and module not in _SAFE_EXTENSIONS:
         return
     try:
         loaded = import_module(module)
     except ImportError:
         return  # built without it: then there is nothing of it to document
-    yield from documented(loaded)
+    yield from documented(loaded, private=private)
 
 
 def _outline(path: Path) -> ModuleOutline:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from sage_prefect.common.errors import GraphError, OperatorError
-from sage_prefect.kernel.operator import Batches, Operator
+from sage_prefect.kernel.operator import Operator
 from sage_prefect.libs.prompts import numbered_passages
 from sage_prefect.middleware.collection import Collection, current_manifest, open_collection
 from sage_prefect.middleware.columns import vectors, with_columns
@@ -80,7 +80,7 @@ class Retrieve(Operator):
     def close(self) -> None:
         self._collection = None
 
-    def process(self, batch: pa.RecordBatch) -> Batches:
+    def process(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         if self._collection is None:
             raise OperatorError(self.name, "process() before setup().")
         passages: list[list[dict[str, object]]] = []

@@ -12,7 +12,7 @@ SOURCE = textwrap.dedent(
     '''
     """The module."""
     from _private import *
-    from .inner import thing
+    from .inner import thing as other
     __all__ = ["func", "Class"] + other.__all__
     __all__ += ["late"]
 
@@ -68,7 +68,26 @@ def test_outline() -> None:
     ]
     assert found.documented[2].doc == "A class.\n\nMake it."
     assert found.exported == frozenset({"func", "Class", "late"})
-    assert found.imports == {"_private": {"*"}, ".inner": {"thing"}}
+    assert found.imports == {"_private": {"*": "*"}, ".inner": {"thing": "other"}}
+
+
+def test_methods_of_a_hidden_instance() -> None:
+    source = textwrap.dedent(
+        '''
+        class Random:
+            def shuffle(self, x):
+                """Shuffle it."""
+        _inst = Random()
+        shuffle = _inst.shuffle
+        mix = _inst.shuffle
+        other = unknown.shuffle
+        '''
+    )
+    found = [(d.name, d.kind, d.signature) for d in outline(source).documented]
+    assert found[1:] == [
+        ("shuffle", "function", "shuffle(x)"),
+        ("mix", "function", "mix(x)"),
+    ]
 
 
 def test_gives() -> None:

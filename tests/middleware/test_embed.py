@@ -29,7 +29,8 @@ def embed(operator: Embed, texts: list[Any]) -> pa.RecordBatch:
 
 def matrix(batch: pa.RecordBatch) -> np.ndarray:
     column = batch.column("embedding")
-    return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+    flat: np.ndarray = column.flatten().to_numpy()
+    return flat.reshape(len(column), column.type.list_size)
 
 
 def test_vectors_are_in_the_order_of_the_rows(engine: Any, vector_of: Any) -> None:

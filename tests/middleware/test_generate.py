@@ -123,7 +123,7 @@ def test_dead_letters_ask_no_question_twice(engine: Any, refusal: Any) -> None:
 def test_parameters() -> None:
     for wrong in ({"max_tokens": 0}, {"temperature": -1.0}, {"concurrency": 0}):
         with pytest.raises(GraphError, match="out of range"):
-            Generate("m", **wrong)  # type: ignore[arg-type]
+            Generate("m", **wrong)
     assert Generate("m", into="x").adds == (
         "x",
         "x_prompt_tokens",

@@ -54,6 +54,25 @@ def test_names_are_those_that_users_import() -> None:
     ):
         assert name in found
     assert "asyncio.tasks.gather" not in found
+    found = documents("hmac", "random", "json")
+    assert found["hmac.compare_digest"]["title"] == "hmac.compare_digest(a, b, /)"
+    assert found["random.shuffle"]["kind"] == "function"
+    assert not any(name.startswith("json.encoder.") for name in found)
+
+
+def test_long_signatures_are_cut() -> None:
+    title = documents("json")["json.dumps"]["title"]
+    assert title.startswith("json.dumps(obj, *, skipkeys=False")
+    assert title.endswith(", ...)")
+    assert len(title) <= 110
+
+
+def test_modules_can_be_left_out() -> None:
+    labels = {part.spec[0] for part in PythonDocs(exclude=["help", "tkinter"]).parts()}
+    assert "json" in labels
+    assert not labels & {"help", "tkinter"}
+    with pytest.raises(UnknownNameError, match="'nope'"):
+        PythonDocs(exclude=["nope"]).parts()
 
 
 def test_builtins_and_compiled_modules() -> None:

@@ -10,13 +10,18 @@ from types import ModuleType
 from sage_prefect.libs.extract.python_source import Documented
 
 
-def documented(module: ModuleType) -> Iterator[Documented]:
-    """What a compiled module documents: itself, its classes with their methods, its functions."""
+def documented(module: ModuleType, *, private: bool = False) -> Iterator[Documented]:
+    """What a compiled module documents: itself, its classes with their methods, its functions.
+
+    Args:
+        private: also those whose name begins with an underscore.
+    """
     if module.__doc__:
         yield Documented("", "module", "", inspect.cleandoc(module.__doc__).strip())
     for name in sorted(vars(module)):
         value = vars(module)[name]
-        if name.startswith("_") or inspect.ismodule(value):
+        hidden = name.startswith("__" if private else "_")
+        if hidden or inspect.ismodule(value):
             continue
         if inspect.isclass(value):
             yield from _class(name, value)

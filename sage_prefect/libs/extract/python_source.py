@@ -6,7 +6,7 @@ The syntax tree gives docstrings and signatures; nothing of the file is run.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 
@@ -34,15 +34,15 @@ class ModuleOutline:
     Args:
         documented: in the order of the file.
         exported: names in ``__all__``, or None when there is none that can be read.
-        imports: per module that is imported from, the names taken (``{"*"}`` for all); relative
-            ones keep their dots.
+        imports: per module that is imported from, the names taken and what they are called here
+            (``{"*": "*"}`` for all); relative ones keep their dots.
     """
 
     documented: list[Documented] = field(default_factory=list)
     exported: frozenset[str] | None = None
-    imports: dict[str, set[str]] = field(default_factory=dict)
+    imports: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def gives(self, name: str, taken: set[str]) -> bool:
+    def gives(self, name: str, taken: Collection[str]) -> bool:
         """Whether ``from module import <taken>`` takes the (dotted) ``name``."""
         first = name.partition(".")[0]
         if first in taken:
@@ -65,15 +65,20 @@ def outline(source: str | bytes) -> ModuleOutline:
     if doc:
         found.documented.append(Documented("", "module", "", doc))
     found.documented.extend(_definitions(tree.body, ""))
+    found.documented.extend(_bound_methods(tree.body, found.documented))
     exported: set[str] | None = None
     for node in _statements(tree.body):
         if isinstance(node, ast.ImportFrom):
             origin = "." * node.level + (node.module or "")
-            found.imports.setdefault(origin, set()).update(alias.name for alias in node.names)
+            taken = {alias.name: alias.asname or alias.name for alias in node.names}
+            found.imports.setdefault(origin, {}).update(taken)
         elif isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
                 exported = (exported or set()) | _texts(node.value)
+            elif ast.unparse(targets[0]) == "sys.modules[__name__]" and node.value is not None:
+                # The module puts another one in its place: collections.abc from Python 3.13 on.
+                found.imports.setdefault(ast.unparse(node.value), {})["*"] = "*"
     found.exported = frozenset(exported) if exported else None
     return found
 
@@ -114,6 +119,25 @@ def _definitions(body: list[ast.stmt], prefix: str) -> Iterator[Documented]:
                 yield Documented(prefix + node.name, kind, node.name + shown, doc)
         elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             yield from _class(node, prefix)
+
+
+def _bound_methods(body: list[ast.stmt], known: list[Documented]) -> list[Documented]:
+    """Functions that are methods of a hidden instance: ``_inst = Random(); seed = _inst.seed``."""
+    methods = {entry.name: entry for entry in known if entry.kind == "method"}
+    classes: dict[str, str] = {}
+    found = []
+    for node in _statements(body):
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+            continue
+        name, value = node.targets[0].id, node.value
+        if isinstance(value, ast.Call) and isinstance(value.func, ast.Name):
+            classes[name] = value.func.id
+        elif isinstance(value, ast.Attribute) and isinstance(value.value, ast.Name):
+            method = methods.get(f"{classes.get(value.value.id)}.{value.attr}")
+            if method is not None and not name.startswith("_"):
+                called = name + method.signature[len(value.attr) :]
+                found.append(Documented(name, "function", called, method.doc))
+    return found
 
 
 def _class(node: ast.ClassDef, prefix: str) -> Iterator[Documented]:
