@@ -214,7 +214,7 @@ def _manifest(
         "status": "running",
         "claims": [claim.text for claim in setup.claims],
         "expectation": experiment.expectation,
-        "git": describe_checkout(Path(__file__).parent),
+        "git": describe_checkout(Path(__file__)),
         "sage_version": __version__,
         "command": config.command or _called(experiment),
         "options": {**options.model_dump(mode="json"), **_facts(setup), "quick": config.quick},

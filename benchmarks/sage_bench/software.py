@@ -55,13 +55,15 @@ def _distribution() -> str:
         return platform.system()
 
 
-def describe_checkout(folder: Path) -> dict[str, Any]:
-    """Commit and dirty flag of the git checkout that holds ``folder``.
+def describe_checkout(file: Path) -> dict[str, Any]:
+    """Commit and dirty flag of the git checkout that tracks ``file``.
 
-    Outside of one (an installed wheel) ``commit`` is ``"not a checkout"`` and ``dirty`` None.
+    For a file that no checkout tracks ``commit`` is ``"not a checkout"`` and ``dirty`` None: an
+    installed wheel may lie inside the checkout of something else.
     """
+    folder = file.parent
     commit = _git(folder, "rev-parse", "HEAD")
-    if commit is None:
+    if commit is None or _git(folder, "ls-files", "--error-unmatch", file.name) is None:
         return {"commit": "not a checkout", "dirty": None}
     changed = _git(folder, "status", "--porcelain", "--untracked-files=normal") or ""
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,31 @@ def test_packages_and_their_hash() -> None:
     assert describe_software(packages)["key_packages"]["numpy"]
 
 
-def test_outside_of_a_checkout(tmp_path: Path) -> None:
-    assert describe_checkout(tmp_path) == {"commit": "not a checkout", "dirty": None}
+def test_state_of_the_checkout(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text("x = 1\n")
+    outside = {"commit": "not a checkout", "dirty": None}
+    assert describe_checkout(file) == outside
+
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(
+            ["git", *identity, "-C", str(tmp_path), *arguments], check=True, capture_output=True
+        )
+
+    git("init")
+    (tmp_path / "other.txt").write_text("")
+    git("add", "other.txt")
+    git("commit", "-m", "other")
+    # The checkout around an installed package is not its own.
+    assert describe_checkout(file) == outside
+    git("add", "module.py")
+    git("commit", "-m", "module")
+    clean = describe_checkout(file)
+    assert (len(clean["commit"]), clean["dirty"], clean["changed_files"]) == (40, False, 0)
+    file.write_text("x = 2\n")
+    changed = describe_checkout(file)
+    assert (changed["commit"], changed["dirty"]) == (clean["commit"], True)
 
 
 def test_sha256_of_files_and_folders(tmp_path: Path) -> None:
