@@ -22,8 +22,17 @@ from sage_prefect.common.errors import CorruptFileError
 HASH = "0" * 64
 
 
+@pytest.fixture(scope="module")
+def surroundings() -> dict[str, Any]:
+    """Real hardware and software; reading all packages takes a moment."""
+    return {
+        "hardware": describe_hardware(Path.cwd()),
+        "software": describe_software(installed_packages()),
+    }
+
+
 @pytest.fixture
-def manifest(tmp_path: Path) -> dict[str, Any]:
+def manifest(surroundings: dict[str, Any]) -> dict[str, Any]:
     """A complete one, with this machine's real hardware and software."""
     load = {"own_percent": 1.0, "others_percent": 2.0, "steal_percent": 0.0}
     return {
@@ -43,9 +52,8 @@ def manifest(tmp_path: Path) -> dict[str, Any]:
         "started_at": "2026-11-21T00:00:00+00:00",
         "ended_at": "2026-11-21T00:00:01+00:00",
         "duration_s": 1.0,
-        "hardware": describe_hardware(tmp_path),
+        **surroundings,
         "load": {**load, "load_average_at_start": 0.5},
-        "software": describe_software(installed_packages()),
         "backend_kind": "real",
         "systems": [
             {
