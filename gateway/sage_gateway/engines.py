@@ -17,6 +17,7 @@ from sage_prefect.control_plane.events import EngineSpec, Kind
 Mode = Literal["chat", "completion", "embedding"]
 MODES: tuple[Mode, ...] = ("chat", "completion", "embedding")
 
+_ABORT_ONLY_STREAMS = frozenset({"llamacpp"})
 _ENGINE_NAME = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
 
@@ -47,6 +48,11 @@ class EngineConfig:
     api_key: str | None = None
     first_byte_s: float | None = None
     origin: Literal["config", "management"] = "config"
+
+    @property
+    def aborts_only_streams(self) -> bool:
+        """Whether the server notices a lost client only while it streams (llama.cpp's)."""
+        return self.driver in _ABORT_ONLY_STREAMS
 
     def spec(self) -> EngineSpec:
         """What the control plane is told."""

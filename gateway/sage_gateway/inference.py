@@ -11,6 +11,7 @@ import asyncio
 import logging
 from typing import Any
 
+from sage_gateway.answer_relay import AnswerRelay
 from sage_gateway.auth import Caller
 from sage_gateway.config import ServerLimits
 from sage_gateway.engines import Engine, EngineRegistry
@@ -19,21 +20,19 @@ from sage_gateway.health import HealthMonitor
 from sage_gateway.http_protocol import ABORT
 from sage_gateway.json_splice import splice
 from sage_gateway.metrics import GatewayMetrics
-from sage_gateway.reply import JSON, HeaderList, Reply
+from sage_gateway.reply import HeaderList, Reply
 from sage_gateway.request_body import Receive, parse_body, read_body
 from sage_gateway.routes import InferenceRoute
 from sage_gateway.scheduler import Refused, Scheduler, Ticket, clock
 from sage_gateway.sse_relay import SseRelay
 from sage_gateway.upstream import Exchange, UpstreamError
-from sage_gateway.upstream_answer import retryable_status, wrapped_error
-from sage_gateway.usage import NO_USAGE, Usage, usage_in_tail
+from sage_gateway.usage import NO_USAGE, Usage
 from sage_prefect.common.errors import RequestRejected
 from sage_prefect.control_plane.events import FailureCause
 from sage_prefect.control_plane.request_classifier import RequestClassifier
 
 log = logging.getLogger(__name__)
 
-PROGRESS_INTERVAL_S = 0.25
 # A used connection that dies this soon was closed by the engine before it saw the request.
 STALE_WITHIN_S = 1.0
 _SOON = ((b"retry-after", b"2"),)
@@ -120,7 +119,7 @@ class InferenceCall:
         self.streams = False
         self.last_failure: HttpError | None = None
         self.relay: SseRelay | None = None
-        self._cut = scope.get("extensions", {}).get(ABORT)
+        self.cut = scope.get("extensions", {}).get(ABORT)
 
     async def run(self, caller: Caller, receive: Receive) -> None:
         service, headers, limits = self.service, self.headers, self.service.limits
@@ -204,26 +203,10 @@ class InferenceCall:
         overhead_s = clock() - self.read_at - self.queue_s - self.failed_s
         exchange = await self._send(ticket, engine, parts)
         service.health.succeeded(engine.name)
-        status = exchange.status
-        headers = self._answer_headers(engine, overhead_s)
         service.metrics.sent(self.route.label, self.model, self.queue_s, overhead_s)
-        if (
-            status == 200
-            and self.streams
-            and exchange.content_type.startswith(b"text/event-stream")
-        ):
-            await self._relay_events(ticket, engine, exchange, headers, withhold_usage)
-            return status
-        answer, ended = await exchange.read_all(service.limits.max_buffered_answer_bytes)
-        if status >= 400:
-            exchange.abort(FailureCause.STATUS, "sent an error")
-            return await self._relay_error(ticket, engine, exchange, answer, headers)
-        if not ended:
-            await self._relay_big(ticket, exchange, answer, headers)
-            return status
-        self._done(ticket, usage_in_tail(answer))
-        await self.reply.whole(status, answer, exchange.content_type or JSON, headers)
-        return status
+        headers = self._answer_headers(engine, overhead_s)
+        relay = AnswerRelay(self, ticket, engine, exchange, headers)
+        return await relay.pass_on(withhold_usage=withhold_usage)
 
     async def _send(self, ticket: Ticket, engine: Engine, parts: list[bytes]) -> Exchange:
         """Send the request and wait for the head of the answer."""
@@ -270,6 +253,9 @@ class InferenceCall:
                 }
             },
         )
+        if ticket.exchange is not None:
+            # What we give up must not go on inside the engine.
+            ticket.exchange.abort(error.cause, error.message)
         service.metrics.attempt_failed(name, error.cause.value)
         service.health.failed(name, error.cause, error.message)
         service.scheduler.failed(ticket, error.cause, message, retryable=not self.reply.status)
@@ -279,104 +265,11 @@ class InferenceCall:
         if self.relay is not None:
             event = error_event(status, message, code="answer_incomplete")
             await self.reply.end(self.relay.before_error() + event)
-        elif self._cut is not None:
-            self._cut()
+        elif self.cut is not None:
+            self.cut()
 
-    # -- answers --------------------------------------------------------------------------
-
-    async def _relay_events(
-        self,
-        ticket: Ticket,
-        engine: Engine,
-        exchange: Exchange,
-        headers: HeaderList,
-        withhold_usage: bool,
-    ) -> None:
-        scheduler, metrics, reply = self.service.scheduler, self.service.metrics, self.reply
-        relay = SseRelay(withhold_usage=withhold_usage)
-        data = await exchange.read()
-        if not data:
-            raise UpstreamError(FailureCause.PROTOCOL, "ended its stream before it began")
-        scheduler.first_token(ticket)
-        metrics.first_token(self.route.label, self.model, clock() - self.arrived)
-        await reply.start(200, exchange.content_type, [*headers, (b"cache-control", b"no-cache")])
-        self.relay = relay
-        chunks, reported = 0, clock()
-        stall = StallGuard(self.loop, self.service.limits.client_stall_s, self._cut)
-        try:
-            while data:
-                out = relay.feed(data)
-                if out:
-                    stall.sending()
-                    await reply.more(out)
-                    stall.sent()
-                chunks += 1
-                now = clock()
-                if now - reported >= PROGRESS_INTERVAL_S:
-                    scheduler.progress(ticket, chunks)
-                    chunks, reported = 0, now
-                if relay.done:
-                    break
-                data = await exchange.read()
-        except UpstreamError:
-            if not relay.done:
-                raise
-            # The answer was whole; that the engine then dropped the connection harms nobody.
-        finally:
-            stall.stop()
-        rest = relay.rest()
-        if not relay.complete:
-            raise UpstreamError(
-                FailureCause.PROTOCOL, "ended its stream without finishing the answer"
-            )
-        self._done(ticket, relay.usage)
-        await reply.end(rest)
-
-    async def _relay_big(
-        self, ticket: Ticket, exchange: Exchange, first: bytes, headers: HeaderList
-    ) -> None:
-        """An answer too big to hold: passed on in pieces."""
-        reply = self.reply
-        await reply.start(
-            exchange.status, exchange.content_type or JSON, headers, exchange.content_length
-        )
-        stall = StallGuard(self.loop, self.service.limits.client_stall_s, self._cut)
-        tail, data = b"", first
-        try:
-            while data:
-                stall.sending()
-                await reply.more(data)
-                stall.sent()
-                tail = (tail + data)[-8192:] if len(data) < 8192 else data[-8192:]
-                data = await exchange.read()
-        finally:
-            stall.stop()
-        self._done(ticket, usage_in_tail(tail))
-        await reply.end()
-
-    async def _relay_error(
-        self,
-        ticket: Ticket,
-        engine: Engine,
-        exchange: Exchange,
-        answer: bytes,
-        headers: HeaderList,
-    ) -> int:
-        """The engine answered with an error: another engine may do better, else pass it on."""
-        status = exchange.status
-        error = wrapped_error(engine.name, status, answer)
-        if retryable_status(status):
-            if exchange.retry_after is not None:
-                headers.append((b"retry-after", exchange.retry_after))
-            self.last_failure = HttpError(
-                status, error.message, code=error.code, param=error.param, headers=tuple(headers)
-            )
-            raise UpstreamError(FailureCause.STATUS, f"answered with status {status}")
-        self._done(ticket, NO_USAGE)
-        await self.reply.whole(status, error.body, headers=headers)
-        return status
-
-    def _done(self, ticket: Ticket, usage: Usage) -> None:
+    def done(self, ticket: Ticket, usage: Usage) -> None:
+        """The engine has finished: settle the books and learn from its token counts."""
         service = self.service
         service.scheduler.done(ticket, usage)
         if usage is not NO_USAGE:
@@ -393,6 +286,9 @@ class InferenceCall:
         if served is not None and served.upstream is not None:
             changes["model"] = served.upstream
         withhold = False
+        if not self.streams and engine.config.aborts_only_streams and self.route.may_stream:
+            changes["stream"] = True
+            changes["stream_options"] = {"include_usage": True}
         if self.streams:
             options = self.body.get("stream_options") or {}
             if options.get("include_usage") is not True:
@@ -455,40 +351,6 @@ class InferenceCall:
         return HttpError(
             reject.status, reject.message, code=reject.code, param=param, headers=tuple(headers)
         )
-
-
-class StallGuard:
-    """Cuts a client that takes nothing for too long; one timer per stream, moved lazily."""
-
-    __slots__ = ("_cut", "_limit_s", "_loop", "_since", "_timer")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, limit_s: float, cut: Any) -> None:
-        self._loop = loop
-        self._limit_s = limit_s
-        self._cut = cut
-        self._since = 0.0
-        self._timer: asyncio.TimerHandle | None = loop.call_later(limit_s, self._check)
-
-    def sending(self) -> None:
-        self._since = clock()
-
-    def sent(self) -> None:
-        self._since = 0.0
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _check(self) -> None:
-        waited = clock() - self._since if self._since else 0.0
-        if waited >= self._limit_s:
-            self._timer = None
-            log.warning("client takes nothing of its answer: cut off")
-            if self._cut is not None:
-                self._cut()
-            return
-        self._timer = self._loop.call_later(self._limit_s - waited, self._check)
 
 
 async def _watch_client(receive: Receive, scheduler: Scheduler, ticket: Ticket) -> None:

@@ -32,6 +32,8 @@ class SseRelay:
 
     def __init__(self, *, withhold_usage: bool) -> None:
         self.usage: Usage = NO_USAGE
+        self.done = False
+        """``[DONE]`` was the last event."""
         self._withhold = withhold_usage
         self._held = b""
         self._last = b""
@@ -56,14 +58,14 @@ class SseRelay:
             data = self._account(data)
         if data:
             self._mid_event = False
-            self._before_last, self._last = self._last, data
+            self._passed(data)
         return data
 
     def rest(self) -> bytes:
         """At a clean end of the stream: what was held back."""
         held, self._held = self._held, b""
         if held:
-            self._before_last, self._last = self._last, held
+            self._passed(held)
         return held
 
     @property
@@ -72,14 +74,14 @@ class SseRelay:
         tail = (self._before_last + self._last)[-8192:]
         return self.done or _FINISHED.search(tail) is not None
 
-    @property
-    def done(self) -> bool:
-        """Whether ``[DONE]`` was the last event."""
-        return _DONE.search((self._before_last + self._last)[-64:].rstrip()) is not None
-
     def before_error(self) -> bytes:
         """What must precede an error event: the end of an event that is half sent."""
         return b"\n\n" if self._mid_event else b""
+
+    def _passed(self, data: bytes) -> None:
+        self._before_last, self._last = self._last, data
+        end = data[-64:]
+        self.done = b"[DONE]" in end and _DONE.search(end) is not None
 
     def _account(self, data: bytes) -> bytes:
         kept: list[bytes] = []

@@ -1,0 +1,193 @@
+"""From an engine's answer to the client's: a stream as it comes, a whole answer in one piece.
+
+Before the first byte has left, a failure is raised and another engine may try; afterwards it is
+raised too, and the caller ends the answer so that it does not look finished.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+
+from sage_gateway.answer_assembly import AnswerAssembly
+from sage_gateway.engines import Engine
+from sage_gateway.errors import HttpError
+from sage_gateway.reply import JSON, HeaderList
+from sage_gateway.scheduler import Ticket, clock
+from sage_gateway.sse_relay import SseRelay
+from sage_gateway.stall_guard import StallGuard
+from sage_gateway.upstream import Exchange, UpstreamError
+from sage_gateway.upstream_answer import WrappedError, retryable_status, wrapped_error
+from sage_gateway.usage import NO_USAGE, usage_in_tail
+from sage_prefect.control_plane.events import FailureCause
+
+if TYPE_CHECKING:
+    from sage_gateway.inference import InferenceCall
+
+PROGRESS_INTERVAL_S = 0.25
+
+
+class AnswerRelay:
+    """Passes one attempt's answer on.
+
+    Args:
+        call: the request; hears of the end and of what may be retried.
+        exchange: its head has come.
+        headers: the response headers of ours that describe this attempt.
+    """
+
+    def __init__(
+        self,
+        call: InferenceCall,
+        ticket: Ticket,
+        engine: Engine,
+        exchange: Exchange,
+        headers: HeaderList,
+    ) -> None:
+        self._call = call
+        self._service = call.service
+        self._reply = call.reply
+        self._ticket = ticket
+        self._engine = engine
+        self._exchange = exchange
+        self._headers = headers
+
+    async def pass_on(self, *, withhold_usage: bool) -> int:
+        """Send the answer; the status that the client got.
+
+        Args:
+            withhold_usage: the token counts of a stream were our wish, not the client's.
+
+        Raises:
+            UpstreamError: the engine failed, or answered so that another may do better.
+        """
+        exchange = self._exchange
+        status = exchange.status
+        if status == 200 and exchange.content_type.startswith(b"text/event-stream"):
+            if self._call.streams:
+                await self._relay_events(withhold_usage)
+                return status
+            return await self._assemble()
+        answer, ended = await exchange.read_all(self._service.limits.max_buffered_answer_bytes)
+        if status >= 400:
+            exchange.abort(FailureCause.STATUS, "sent an error")
+            return await self._relay_error(status, wrapped_error(self._engine.name, status, answer))
+        if not ended:
+            await self._relay_big(answer)
+            return status
+        self._call.done(self._ticket, usage_in_tail(answer))
+        await self._reply.whole(status, answer, exchange.content_type or JSON, self._headers)
+        return status
+
+    async def _relay_events(self, withhold_usage: bool) -> None:
+        """A stream that the client asked for: events pass as they come."""
+        exchange, ticket = self._exchange, self._ticket
+        scheduler, metrics, reply = self._service.scheduler, self._service.metrics, self._reply
+        relay = SseRelay(withhold_usage=withhold_usage)
+        data = await exchange.read()
+        if not data:
+            raise UpstreamError(FailureCause.PROTOCOL, "ended its stream before it began")
+        scheduler.first_token(ticket)
+        metrics.first_token(self._call.route.label, self._call.model, clock() - self._call.arrived)
+        await reply.start(
+            200, exchange.content_type, [*self._headers, (b"cache-control", b"no-cache")]
+        )
+        self._call.relay = relay
+        chunks, reported = 0, clock()
+        stall = StallGuard(self._service.limits.client_stall_s, self._call.cut)
+        try:
+            while data:
+                out = relay.feed(data)
+                if out:
+                    stall.sending()
+                    await reply.more(out)
+                    stall.sent()
+                chunks += 1
+                now = clock()
+                if now - reported >= PROGRESS_INTERVAL_S:
+                    scheduler.progress(ticket, chunks)
+                    chunks, reported = 0, now
+                if relay.done:
+                    break
+                data = await exchange.read()
+        except UpstreamError:
+            if not relay.done:
+                raise
+            # The answer was whole; that the engine then dropped the connection harms nobody.
+        finally:
+            stall.stop()
+        rest = relay.rest()
+        if not relay.complete:
+            raise UpstreamError(
+                FailureCause.PROTOCOL, "ended its stream without finishing the answer"
+            )
+        self._call.done(self._ticket, relay.usage)
+        await reply.end(rest)
+
+    async def _relay_big(self, first: bytes) -> None:
+        """An answer too big to hold: passed on in pieces."""
+        reply, exchange = self._reply, self._exchange
+        await reply.start(
+            exchange.status, exchange.content_type or JSON, self._headers, exchange.content_length
+        )
+        stall = StallGuard(self._service.limits.client_stall_s, self._call.cut)
+        tail, data = b"", first
+        try:
+            while data:
+                stall.sending()
+                await reply.more(data)
+                stall.sent()
+                tail = (tail + data)[-8192:] if len(data) < 8192 else data[-8192:]
+                data = await exchange.read()
+        finally:
+            stall.stop()
+        self._call.done(self._ticket, usage_in_tail(tail))
+        await reply.end()
+
+    async def _assemble(self) -> int:
+        """The engine streams, the client did not ask for it: collect the whole answer."""
+        assembly, exchange = AnswerAssembly(), self._exchange
+        limit, size = self._service.limits.max_buffered_answer_bytes, 0
+        try:
+            while not assembly.done and assembly.error is None and (data := await exchange.read()):
+                if not size:
+                    self._service.scheduler.first_token(self._ticket)
+                size += len(data)
+                if size > limit:
+                    raise UpstreamError(FailureCause.PROTOCOL, f"sent more than {limit} bytes")
+                assembly.feed(data)
+        except ValueError:
+            raise UpstreamError(FailureCause.PROTOCOL, "sent an event that is not JSON") from None
+        if assembly.error is not None:
+            exchange.abort(FailureCause.STATUS, "sent an error")
+            code = assembly.error.get("code")
+            status = code if isinstance(code, int) and 400 <= code < 600 else 500
+            error = wrapped_error(
+                self._engine.name, status, orjson.dumps({"error": assembly.error})
+            )
+            return await self._relay_error(status, error)
+        if not assembly.complete:
+            raise UpstreamError(
+                FailureCause.PROTOCOL, "ended its stream without finishing the answer"
+            )
+        self._call.done(self._ticket, assembly.usage)
+        await self._reply.whole(200, assembly.answer(), JSON, self._headers)
+        return 200
+
+    async def _relay_error(self, status: int, error: WrappedError) -> int:
+        """The engine answered with an error: another engine may do better, else pass it on."""
+        if retryable_status(status):
+            if self._exchange.retry_after is not None:
+                self._headers.append((b"retry-after", self._exchange.retry_after))
+            self._call.last_failure = HttpError(
+                status,
+                error.message,
+                code=error.code,
+                param=error.param,
+                headers=tuple(self._headers),
+            )
+            raise UpstreamError(FailureCause.STATUS, f"answered with status {status}")
+        self._call.done(self._ticket, NO_USAGE)
+        await self._reply.whole(status, error.body, headers=self._headers)
+        return status
