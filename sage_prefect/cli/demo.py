@@ -121,7 +121,7 @@ def _ingest(paths: list[Path], fresh: bool) -> RunReport:
 
     pipeline = ingest_pipeline(docs=[str(path) for path in paths], index=_index_name(paths))
     console.rule("ingest", align="left")
-    console.print(pipeline.explain())
+    console.print(pipeline.explain(), markup=False)
     return runner("prefect").run(
         pipeline, reuse="never" if fresh else "always", on_progress=_progress("ingest")
     )
@@ -135,7 +135,7 @@ def _answer(index: str, asked: list[dict[str, Any]] | Path) -> RunReport:
         questions=asked if isinstance(asked, list) else str(asked), index=index
     )
     console.rule("answer", align="left")
-    console.print(pipeline.explain())
+    console.print(pipeline.explain(), markup=False)
     return runner("prefect").run(pipeline, reuse="unfinished", on_progress=_progress("answer"))
 
 

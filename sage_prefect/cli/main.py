@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 from sage_prefect import __version__
@@ -89,17 +88,17 @@ def run(args: list[str] | None = None) -> int:
     except SageError as error:
         print_error(error)
         return 1
-    except click.exceptions.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         typer.echo("interrupted", err=True)
         return 130
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        return 130
-    except click.exceptions.Exit as finished:
+    except typer.Exit as finished:
         return int(finished.exit_code)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
+    except Exception as error:
+        # Wrong use: typer carries its own copy of click, whose classes are not public.
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            return int(error.exit_code)
+        raise
     return result if isinstance(result, int) else 0
 
 

@@ -8,6 +8,7 @@ import threading
 from typing import Annotated, Any
 
 from prefect import Flow
+from prefect.exceptions import TerminationSignal
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
@@ -170,11 +171,19 @@ def run_to_end(flow: Flow[..., Any], progress: OnProgress | None = None) -> RunR
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            report: RunReport = asyncio.run(work)
-            return report
+            return _to_its_end(work)
         return _in_a_thread(work)
     finally:
         on_progress.reset(token)
+
+
+def _to_its_end(work: Any) -> RunReport:
+    try:
+        report: RunReport = asyncio.run(work)
+    except TerminationSignal as error:
+        # Prefect's own handler of SIGTERM; for a caller it is an interrupt like Ctrl-C.
+        raise KeyboardInterrupt from error
+    return report
 
 
 def _in_a_thread(work: Any) -> RunReport:
@@ -184,7 +193,7 @@ def _in_a_thread(work: Any) -> RunReport:
 
     def run() -> None:
         try:
-            outcome.append(asyncio.run(work))
+            outcome.append(_to_its_end(work))
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
             failure.append(error)
 
