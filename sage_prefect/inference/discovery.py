@@ -35,7 +35,7 @@ def configure(
 
 def found(url: str, api_key: str | None, timeout_s: float | None, **options: Any) -> ClientConfig:
     """The configuration for a server at ``url``, with the key that belongs there."""
-    key = api_key or os.environ.get("SAGE_API_KEY") or None
+    key = api_key or os.environ.get("SAGE_API_KEY", "").strip() or None
     if key is None and is_loopback(url):
         # The key of this machine's own gateway; no other host must ever see it.
         key = read_master_key()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import ipaddress
 import os
 import sys
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 from sage_prefect.common.errors import MissingDependencyError, SageError, SettingsError
 from sage_prefect.common.logs import configure_logging
@@ -103,16 +100,7 @@ def _run(parsed: argparse.Namespace) -> None:
         api_key=api_key,
         drain_s=parsed.drain_s,
     )
-    _event_loop_runner()(server.run(options))
-
-
-def _event_loop_runner() -> Callable[[Coroutine[Any, Any, None]], None]:
-    try:
-        import uvloop
-    except ImportError:  # no wheel for this platform; asyncio does the same, slower
-        return asyncio.run
-    runner: Callable[[Coroutine[Any, Any, None]], None] = uvloop.run
-    return runner
+    server.serve(options)
 
 
 def _api_key(variable: str | None) -> str | None:

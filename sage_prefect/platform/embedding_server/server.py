@@ -8,12 +8,12 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 import uvicorn
 
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 # stay in its cache; on a GPU the kernels shall be long.
 CPU_TOKEN_BUDGET = 1024
 CUDA_TOKEN_BUDGET = 16_384
+
+_BACKLOG = 1024
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def keep_offline() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-async def run(options: ServerOptions) -> None:
+def serve(options: ServerOptions) -> None:
     """Serve until SIGTERM or SIGINT; then finish what is in flight.
 
     The port is bound at once and ``/health`` answers 503 while the model loads.
@@ -115,12 +117,10 @@ async def run(options: ServerOptions) -> None:
             hint="It serves embedding models in sentence-transformers layout; for chat models see "
             "`sage llm serve`.",
         )
-    listener = _bind(options.host, options.port)
-    with listener:
-        name = options.served_name or files.name
+    with _bind(options.host, options.port) as listener:
         app = EmbeddingApp(
             AppOptions(
-                names=(name,),
+                names=(options.served_name or files.name,),
                 limits=options.limits,
                 max_queued_tokens=options.max_queued_tokens,
                 max_requests=options.max_requests,
@@ -130,9 +130,18 @@ async def run(options: ServerOptions) -> None:
             Metrics(),
         )
         try:
-            await _serve(app, listener, options, files.path)
+            _event_loop_runner()(_serve(app, listener, options, files.path))
         finally:
             app.close()
+
+
+def _event_loop_runner() -> Callable[[Coroutine[Any, Any, None]], None]:
+    try:
+        import uvloop
+    except ImportError:  # no wheel for this platform; asyncio does the same, slower
+        return asyncio.run
+    runner: Callable[[Coroutine[Any, Any, None]], None] = uvloop.run
+    return runner
 
 
 async def _serve(
@@ -147,7 +156,7 @@ async def _serve(
             log_config=None,
             access_log=False,
             server_header=False,
-            backlog=1024,
+            backlog=_BACKLOG,
             # Longer than clients keep idle connections, so that they are the ones to close.
             timeout_keep_alive=75,
             timeout_graceful_shutdown=max(1, round(options.drain_s)),
@@ -263,6 +272,7 @@ def _bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(_BACKLOG)  # connections wait from now on, not only once the loop runs
     except OSError as error:
         listener.close()
         raise PortInUseError(
