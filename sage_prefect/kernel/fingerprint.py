@@ -82,7 +82,24 @@ def _function(function: types.FunctionType) -> list[Any]:
         except ValueError:  # not filled yet: a class being defined
             closure.append(None)
     code = _code(function.__code__)
-    return ["function", code, function.__defaults__, function.__kwdefaults__, closure]
+    constants = _global_data(function.__code__, function.__globals__)
+    return ["function", code, function.__defaults__, function.__kwdefaults__, closure, constants]
+
+
+def _is_constant(value: Any) -> bool:
+    if isinstance(value, (tuple, frozenset)):
+        return all(_is_constant(item) for item in value)
+    return isinstance(value, (bool, int, float, str, bytes, os.PathLike))
+
+
+def _global_data(code: types.CodeType, names: Mapping[str, Any]) -> dict[str, Any]:
+    # Module-level constants (a template, a path) are part of what a function does. Lists and dicts
+    # are left out: often they are caches, which change while it runs.
+    found = {name: names[name] for name in code.co_names if _is_constant(names.get(name))}
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found |= _global_data(constant, names)
+    return found
 
 
 def _members(cls: type) -> list[Any]:

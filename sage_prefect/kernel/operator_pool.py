@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from sage_prefect.kernel.fingerprint import fingerprint
 from sage_prefect.kernel.operator import Operator, OperatorContext
 
-
 _Key = tuple[type[Operator], str]
 
 
@@ -34,6 +33,11 @@ class OperatorPool:
     @contextmanager
     def lend(self, operator: Operator, context: OperatorContext) -> Iterator[Operator]:
         """A set-up instance of ``operator``; taken back, or closed if its use failed."""
+        if not _has_set_up(operator):
+            # Nothing to keep. A function from another run may look alike and see other globals.
+            with self._fresh(operator, context) as instance:
+                yield instance
+            return
         # The run's id is no part of the key: a model stays loaded from one run to the next.
         key = (
             type(operator),
@@ -54,6 +58,15 @@ class OperatorPool:
             instance.close()
             raise
         self._give(key, instance)
+
+    @contextmanager
+    def _fresh(self, operator: Operator, context: OperatorContext) -> Iterator[Operator]:
+        instance = copy.copy(operator)
+        instance.context = context
+        try:
+            yield instance
+        finally:
+            instance.close()
 
     def close(self) -> None:
         """Close all idle instances."""
@@ -85,6 +98,11 @@ class OperatorPool:
                     del self._idle[oldest]
         for old in retired:
             old.close()
+
+
+def _has_set_up(operator: Operator) -> bool:
+    found: object = type(operator).setup
+    return found is not Operator.setup
 
 
 #: The pool of this process.

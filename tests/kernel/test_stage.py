@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_prefect.kernel.operator import Operator, OperatorContext
+from sage_prefect.kernel.fingerprint import fingerprint
+from sage_prefect.kernel.operator import FunctionOperator, Operator, OperatorContext, rows_to_batch
 from sage_prefect.kernel.operator_pool import OperatorPool
 from sage_prefect.kernel.stage import rebatch
 
@@ -96,3 +97,21 @@ def test_least_recently_used_is_closed(pool):
         with pool.lend(Counted(tag), OperatorContext()):
             pass
     assert [operator.tag for operator in Counted.closed] == ["a"]
+
+
+def test_without_set_up_nothing_is_kept():
+    """A function from another run may look alike and see other globals."""
+    pool = OperatorPool()
+    functions = [eval("lambda row: {'x': X}", {"X": [x]}) for x in (1, 2)]
+    for expected, function in zip(([1], [2]), functions, strict=True):
+        with pool.lend(FunctionOperator(function), OperatorContext()) as lent:
+            assert lent.process(rows_to_batch([{"a": 0}])).to_pylist() == [{"x": expected}]
+
+
+def test_keys_of_functions_cover_module_constants_but_not_caches():
+    def key(**names):
+        return fingerprint(eval("lambda row: (TEMPLATE, CACHE)", names))
+
+    assert key(TEMPLATE="a", CACHE={}) == key(TEMPLATE="a", CACHE={1: 2})
+    assert key(TEMPLATE="a", CACHE={}) != key(TEMPLATE="b", CACHE={})
+    assert key(TEMPLATE=("a", 1), CACHE={}) != key(TEMPLATE=("a", 2), CACHE={})
