@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -229,3 +232,55 @@ def test_names() -> None:
         WriteVectors("a/b")
     with pytest.raises(GraphError, match="cannot be a folder's name"):
         Retrieve("../x")
+
+
+def test_two_commits_at_once_are_one_after_the_other() -> None:
+    sinks = [WriteVectors("docs"), WriteVectors("docs")]
+    receipts = [sink.write(f"s{n}", 0, batches(n * 10, 5 + n)) for n, sink in enumerate(sinks)]
+    done: list[int] = []
+
+    def commit(number: int) -> None:
+        done.append(sinks[number].commit([receipts[number]]).rows)
+
+    threads = [threading.Thread(target=commit, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(done) == [5, 6]
+    assert len(open_collection("docs")) in (5, 6)
+
+
+_COMMITS_FOR_EVER = """
+import itertools, sys
+import numpy as np, pyarrow as pa
+from sage_prefect.middleware import WriteVectors
+from sage_prefect.middleware.columns import vector_array
+
+sink = WriteVectors("docs", id_column=None)
+for number in itertools.count():
+    vectors = np.full((50, 8), number + 1, dtype=np.float32)
+    batch = pa.RecordBatch.from_pydict({"n": [number] * 50, "embedding": vector_array(vectors)})
+    sink.commit([sink.write(f"k{number}", 0, iter([batch]))])
+    print(number, flush=True)
+"""
+
+
+def test_killed_at_any_moment_the_collection_is_whole() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _COMMITS_FOR_EVER], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    with process.stdout as lines:
+        try:
+            published = [int(lines.readline()) for _ in range(20)]
+        finally:
+            process.kill()  # somewhere in the next commit
+            process.wait()
+    collection = open_collection("docs")
+    numbers = {row["n"] for row in collection.rows(range(50), ["n"])}
+    assert len(numbers) == 1
+    assert numbers.pop() >= published[-1]
+    # What the dead process left is in nobody's way.
+    assert publish().rows == 30
+    assert not list((collections_dir() / "docs").glob(".building-*"))
