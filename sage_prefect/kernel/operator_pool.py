@@ -35,8 +35,8 @@ class OperatorPool:
         """A set-up instance of ``operator``; taken back, or closed if its use failed."""
         if not _has_set_up(operator):
             # Nothing to keep. A function from another run may look alike and see other globals.
-            with self._fresh(operator, context) as instance:
-                yield instance
+            with self._fresh(operator, context) as fresh:
+                yield fresh
             return
         # The run's id is no part of the key: a model stays loaded from one run to the next.
         key = (
