@@ -48,6 +48,9 @@ def prefect_server(port: int | None = None) -> ServiceSpec:
             "PREFECT_UI_API_URL": url,
             "PREFECT_UI_ENABLED": "true",
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+            # On a busy machine a write waits longer for SQLite than the default 5 s (then: 503).
+            "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
+            "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         },
         ports=(PortClaim.of(SagePorts.PREFECT, port),),
         ready=Probe(kind="http", target=f"{url}/health", matches="true"),
