@@ -124,9 +124,39 @@ def test_documents(folder: Path) -> None:
     assert ReadFiles(".").output_columns() == ("source", "title", "text")
 
 
+def pdf(*lines: str) -> bytes:
+    """A PDF with one line of text per page, written by hand."""
+    pages = " ".join(f"{4 + 2 * n} 0 R" for n in range(len(lines)))
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Kids [{pages}] /Count {len(lines)} >>",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    for number, line in enumerate(lines):
+        content = f"BT /F1 12 Tf 20 100 Td ({line}) Tj ET"
+        objects += [
+            "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 200 200] /Resources << /Font << /F1 3 0 R "
+            f">> >> /Contents {5 + 2 * number} 0 R >>",
+            f"<< /Length {len(content)} >>\nstream\n{content}\nendstream",
+        ]
+    made, offsets = b"%PDF-1.4\n", []
+    for number, text in enumerate(objects, start=1):
+        offsets.append(len(made))
+        made += f"{number} 0 obj\n{text}\nendobj\n".encode()
+    table = "".join(f"{offset:010} 00000 n \n" for offset in offsets)
+    size = len(objects) + 1
+    tail = f"xref\n0 {size}\n0000000000 65535 f \n{table}trailer\n<< /Size {size} /Root 1 0 R >>\n"
+    return made + f"{tail}startxref\n{len(made)}\n%%EOF\n".encode()
+
+
 def test_a_pdf_is_a_row_per_page_with_text(folder: Path) -> None:
     import pypdf
 
+    (folder / "paper.pdf").write_bytes(pdf("First page", "", "Third page"))
+    assert rows(ReadFiles("paper.pdf")) == [
+        {"source": "paper.pdf#page=1", "title": "paper", "text": "First page"},
+        {"source": "paper.pdf#page=3", "title": "paper", "text": "Third page"},
+    ]
     writer = pypdf.PdfWriter()
     writer.add_blank_page(100, 100)
     with (folder / "scan.pdf").open("wb") as file:
