@@ -250,7 +250,7 @@ class ServiceManager:
         if runner.active and not replace:
             raise ServiceError(
                 f"service {spec.name!r} runs already, with other settings.",
-                hint=f"Stop it first (`sage stop {spec.name}`), or give the new one another name.",
+                hint=f"Stop it first (`sage down {spec.name}`), or give the new one another name.",
             )
         await runner.stop()
         self._forget(runner)
