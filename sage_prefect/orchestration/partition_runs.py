@@ -144,7 +144,7 @@ def _state(run: PartitionRun, position: int) -> State[Any]:
 
 
 def _error(state: State[Any], run: PartitionRun) -> Exception:
-    error = state.data
+    error = state.result(raise_on_failure=False, _sync=True)  # type: ignore[call-overload]
     if isinstance(error, SageError):
         return error
     return PipelineError(
