@@ -182,8 +182,11 @@ class ServiceRunner:
         if problem is not None or self._stop.is_set():
             return problem
         self._ready_s = round(time.monotonic() - begun, 3)
-        for name, url in (self.filled.endpoints or {}).items():
-            endpoints.publish(name, url)
+        try:
+            for name, url in (self.filled.endpoints or {}).items():
+                endpoints.publish(name, url)
+        except OSError as error:
+            return f"its address cannot be written to {endpoints.endpoints_file()}: {error}."
         await self._host.announce(self)
         self._set("ready")
         self._say(f"ready after {self._ready_s:.1f} s" + self._where())
@@ -343,7 +346,11 @@ class ServiceRunner:
 
     def _withdraw(self) -> None:
         for name in self.filled.endpoints or {}:
-            endpoints.withdraw(name)
+            try:
+                endpoints.withdraw(name)
+            except OSError as error:
+                # A full disk must not keep a service from being drained and stopped.
+                log.error("%s: its address stays in the list: %s", self.name, error)
 
     def _trim_log(self) -> None:
         if self.spec.command and service_logs.trim_log(self.name):
