@@ -80,7 +80,7 @@ trap on_interrupt INT TERM
 
 # last_line WIDTH: what the log says is going on.
 last_line() {
-  tail -n 20 "$LOG" | tr -d '\r' | awk '/[^ ]/ && !/ninstall|WARNING/ { line = $0 }
+  tail -n 20 "$LOG" | tr -d '\r' | awk '/[^ ]/ && !/ninstall|WARNING|existing installation/ { line = $0 }
     END { sub(/^ +/, "", line); print line }' | cut -c "1-$1"
 }
 
