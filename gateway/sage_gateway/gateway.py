@@ -62,6 +62,10 @@ class Gateway:
         self.scheduler.remove_engine(name)
         return True
 
+    async def check_engines(self) -> None:
+        """Ask all engines whether they answer, so that ``/ready`` and the first request know."""
+        await asyncio.gather(*(self.health.check(engine) for engine in self.engines))
+
     @property
     def ready(self) -> bool:
         """Whether some engine takes requests."""

@@ -18,6 +18,9 @@ from sage_prefect.control_plane.events import EngineState, FailureCause
 log = logging.getLogger(__name__)
 
 _MAX_PROBE_INTERVAL_S = 10.0
+# Says nothing of the engine's health: it lacks the path, or wants a key for it.
+_NO_SUCH_PATH = frozenset({401, 403, 404, 405, 501})
+_MAX_PROBE_BYTES = 1 << 20
 _COUNTED = (FailureCause.RESET, FailureCause.TIMEOUT, FailureCause.PROTOCOL)
 
 
@@ -50,9 +53,14 @@ class HealthMonitor:
                 return
         elif cause is not FailureCause.CONNECT:
             return
-        log.warning("engine is suspect", extra={"fields": {"engine": name, "why": detail}})
-        self._scheduler.report(name, EngineState.SUSPECT, detail)
-        self._probes[name] = asyncio.get_running_loop().create_task(self._probe(engine))
+        self._suspect(engine, detail)
+
+    async def check(self, engine: Engine) -> None:
+        """Ask an engine of which nothing is known yet; one that does not answer is suspect."""
+        complaint = await complaint_of(engine, self._config.probe_timeout_s)
+        is_ours = self._engines.get(engine.name) is engine
+        if complaint is not None and is_ours and engine.name not in self._probes:
+            self._suspect(engine, complaint)
 
     def forget(self, name: str) -> None:
         """The engine was removed, or registered anew."""
@@ -68,11 +76,17 @@ class HealthMonitor:
         await asyncio.gather(*probes, return_exceptions=True)
         self._probes.clear()
 
+    def _suspect(self, engine: Engine, detail: str) -> None:
+        log.warning("engine is suspect", extra={"fields": {"engine": engine.name, "why": detail}})
+        self._scheduler.report(engine.name, EngineState.SUSPECT, detail)
+        task = asyncio.get_running_loop().create_task(self._probe(engine))
+        self._probes[engine.name] = task
+
     async def _probe(self, engine: Engine) -> None:
         wait = self._config.probe_interval_s
         while True:
             await asyncio.sleep(wait)
-            if await answers(engine, self._config.probe_timeout_s):
+            if await complaint_of(engine, self._config.probe_timeout_s) is None:
                 break
             wait = min(wait * 1.5, _MAX_PROBE_INTERVAL_S)
         self._failures.pop(engine.name, None)
@@ -81,18 +95,24 @@ class HealthMonitor:
         self._scheduler.report(engine.name, EngineState.READY, "answers again")
 
 
-async def answers(engine: Engine, timeout_s: float) -> bool:
-    """Whether the engine answers ``GET /health``, or where it has no such path, lists models."""
+async def complaint_of(engine: Engine, timeout_s: float) -> str | None:
+    """What is wrong with the engine; None when it answers.
+
+    ``GET /health`` decides where there is such a path; elsewhere any answer to a request for its
+    models that is no server error will do.
+    """
     limits = Timeouts(timeout_s, timeout_s, timeout_s)
+    status = 0
     for path in ("/health", f"{engine.address.path}/models"):
         try:
             exchange, _ = await engine.pool.request([engine.get_head(path)], limits)
             await exchange.head()
-            await exchange.read_all(1 << 20)
-        except UpstreamError:
-            return False
-        if exchange.status == 200:
-            return True
-        if exchange.status not in (401, 403, 404, 405):
-            return False
-    return False
+            status = exchange.status
+            _, ended = await exchange.read_all(_MAX_PROBE_BYTES)
+        except UpstreamError as error:
+            return error.message
+        if not ended:
+            exchange.abort(FailureCause.INTERNAL, "said enough")
+        if status not in _NO_SUCH_PATH:
+            break
+    return None if status < 400 or status in _NO_SUCH_PATH else f"answers with {status}"

@@ -146,9 +146,12 @@ async def _serve(
     port = listener.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     server.on_ready = lambda: announce(f"sage gateway listening on http://{shown}:{port}")
+    check = asyncio.create_task(gateway.check_engines())
     try:
         await server.serve(sockets=[listener])
     finally:
+        check.cancel()
+        await asyncio.gather(check, return_exceptions=True)
         await gateway.close()
 
 

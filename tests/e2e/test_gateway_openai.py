@@ -143,14 +143,14 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
                 }
             )
         )
+        wait_for(f"http://127.0.0.1:{llm_port}/health", llm, folder / "llm.log")
+        wait_for(f"http://127.0.0.1:{embedding_port}/health", embedding, folder / "embedding.log")
         log = folder / "gateway.log"
         gateway = start(
             [sys.executable, "-m", "sage_gateway", "--config", str(config), "--port", "0"], log, env
         )
         started.append(gateway)
         url = address_of(gateway, log)
-        wait_for(f"http://127.0.0.1:{llm_port}/health", llm, folder / "llm.log")
-        wait_for(f"http://127.0.0.1:{embedding_port}/health", embedding, folder / "embedding.log")
         yield Serving(url, f"http://127.0.0.1:{llm_port}", log)
         assert stop(gateway) == 0, log.read_text()
     finally:
