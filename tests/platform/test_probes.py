@@ -91,11 +91,16 @@ async def test_unix(tmp_path: Path) -> None:
     probe = Probe(kind="unix", target=str(path))
     assert "No such file" in str(await ask(probe))
 
+    served = asyncio.Event()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
+        await writer.wait_closed()
+        served.set()
 
     async with await asyncio.start_unix_server(serve, path):
         assert await ask(probe) is None
+        await served.wait()
 
 
 async def test_file(tmp_path: Path) -> None:
