@@ -112,11 +112,11 @@ quietly() {
 
 # -- what there is ------------------------------------------------------------------------
 
-readonly FITS='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))'
+readonly FITS='import sys; print((3, 10) <= sys.version_info[:2] <= (3, 13))'
 readonly VERSION='import sys; print("%d.%d.%d" % sys.version_info[:3])'
 
 # Runs it: a pyenv shim of a version that is not installed is on PATH and does not run.
-fits() { "$1" -c "$FITS" >/dev/null 2>&1; }
+fits() { [ "$("$1" -c "$FITS" 2>/dev/null)" = True ]; }
 
 find_python() {
   local candidate
