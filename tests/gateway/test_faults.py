@@ -273,3 +273,35 @@ async def test_unknown_host(lab: Any) -> None:
     answer = await gateway.chat()
     assert answer.status_code == 502
     assert "cannot be reached" in answer.json()["error"]["message"]
+
+
+async def test_no_stream_is_ever_silently_truncated(lab: Any) -> None:
+    """An engine that dies after any byte of its stream: the client sees all of it, or an error."""
+    stream = lab.delta("Hel") + lab.delta("lo") + lab.FINISH + lab.USAGE + lab.DONE
+    framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(stream), stream)
+    kills = iter(range(0, len(framed) + 1, 5))
+
+    async def dies(request: Any) -> None:
+        await request.start_events()
+        await request.send(framed[: next(kills)])
+        # A clean end of the connection and a reset in turns.
+        request.writer.close() if len(peer.posts) % 2 else request.reset()
+
+    peer = await lab.peer(dies)
+    gateway = await lab.gateway(lab.engine(peer), health=QUIET)
+    whole = lab.delta("Hel") + lab.delta("lo") + lab.FINISH + lab.DONE
+    outcomes = {"whole": 0, "event": 0, "status": 0}
+    for _ in range(0, len(framed) + 1, 5):
+        answer = await gateway.chat(stream=True)
+        if answer.status_code != 200:
+            outcomes["status"] += 1
+            assert answer.status_code == 502
+        elif answer.content == whole:
+            outcomes["whole"] += 1
+        else:
+            outcomes["event"] += 1
+            last = answer.content.removesuffix(b"\n\n").rpartition(b"\n\n")[2]
+            assert "error" in orjson.loads(last.removeprefix(b"data: "))
+            assert b"[DONE]" not in answer.content
+    assert all(outcomes.values())
+    assert gateway.gateway.manager.running == 0
