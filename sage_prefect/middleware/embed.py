@@ -66,7 +66,7 @@ class Embed(Operator):
         into: str = "embedding",
         batch_size: int = 256,
         concurrency: int = 2,
-        timeout_s: float = 120.0,
+        timeout_s: float = 300.0,
     ) -> None:
         if batch_size < 1 or concurrency < 1:
             raise GraphError(

@@ -28,7 +28,7 @@ from sage_prefect.libs.extract.python_source import Documented, ModuleOutline, o
 MIN_CHARACTERS = 20
 #: Packages with more source than this are cut into several parts.
 PART_BYTES = 200_000
-_TITLE_CHARACTERS = 100
+_TITLE_CHARACTERS = 60
 # Source per documented thing, measured on CPython 3.10 to 3.13; it only balances partitions.
 _BYTES_PER_ROW = 1500
 _COMPILED_BYTES = 40_000

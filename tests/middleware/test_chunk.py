@@ -14,6 +14,13 @@ from sage_prefect.middleware import Chunk
 
 LONG = "One sentence of some words follows another one. " * 40
 
+DOCSTRING = (
+    "json.dumps(obj, *, ...)\nSerialize obj to a JSON formatted str.\n\n"
+    "If skipkeys is true then dict keys that are not basic types will be skipped instead of "
+    "raising a TypeError. If check_circular is false, then the circular reference check will be "
+    "skipped and a circular reference will result in a RecursionError, or worse."
+)
+
 
 def rows(*given: dict[str, object]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(list(given))
@@ -51,13 +58,16 @@ def test_a_long_text_becomes_rows_that_repeat_the_other_columns() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    text=st.text(max_size=3000) | st.just(LONG),
+    text=st.text(max_size=3000) | st.sampled_from([LONG, DOCSTRING]),
     title=st.text(max_size=400),
     max_tokens=st.integers(16, 96),
     context=st.booleans(),
+    lead=st.booleans(),
 )
-def test_no_chunk_is_over_the_budget(text: str, title: str, max_tokens: int, context: bool) -> None:
-    operator = Chunk(max_tokens=max_tokens, overlap=4, context=context)
+def test_no_chunk_is_over_the_budget(
+    text: str, title: str, max_tokens: int, context: bool, lead: bool
+) -> None:
+    operator = Chunk(max_tokens=max_tokens, overlap=4, context=context, lead=lead)
     batch = rows({"source": "s", "title": title, "text": text})
     for row in operator.process(batch).to_pylist():
         assert count_tokens(row["text"]) <= max_tokens - SPECIAL_TOKENS
@@ -80,6 +90,35 @@ def test_a_chunk_that_begins_with_the_title_does_not_say_it_twice() -> None:
     first, second, *_ = Chunk(max_tokens=64, overlap=8).process(batch).to_pylist()
     assert first["text"].count("shlex.split(s)") == 1
     assert second["text"].startswith("shlex.split(s)\n")
+
+
+def test_a_summary_is_a_chunk_of_its_own() -> None:
+    batch = rows({"source": "s", "title": "json.dumps(obj, *, ...)", "text": DOCSTRING})
+    first, second = Chunk().process(batch).column("text").to_pylist()
+    assert first == "json.dumps(obj, *, ...)\nSerialize obj to a JSON formatted str."
+    assert second.startswith("json.dumps(obj, *, ...)\nIf skipkeys is true")
+    assert Chunk(lead=False).process(batch).column("text").to_pylist() == [DOCSTRING]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A summary of this function is here.\n\nLittle follows.",
+        "word " * 80 + "\n\n" + "word " * 80,  # no summary, a paragraph
+        "no paragraph at all " * 10,
+    ],
+)
+def test_where_there_is_no_summary_the_text_stays_whole(text: str) -> None:
+    made = Chunk().process(rows({"source": "s", "text": text}))
+    assert made.column("text").to_pylist() == [text.strip()]
+
+
+def test_a_heading_alone_is_no_summary() -> None:
+    text = "# Guide\n\nThis guide tells how to do it.\n\n## First\n\n" + "Some words. " * 30
+    made = Chunk().process(rows({"source": "s", "title": "Guide", "text": text}))
+    first, second = made.column("text").to_pylist()
+    assert first == "# Guide\n\nThis guide tells how to do it."
+    assert second.startswith("Guide > First\n## First")
 
 
 def test_other_columns_may_be_cut_and_named() -> None:

@@ -62,9 +62,9 @@ def test_names_are_those_that_users_import() -> None:
 
 def test_long_signatures_are_cut() -> None:
     title = documents("json")["json.dumps"]["title"]
-    assert title.startswith("json.dumps(obj, *, skipkeys=False")
+    assert title.startswith("json.dumps(obj, *, ")
     assert title.endswith(", ...)")
-    assert len(title) <= 110
+    assert len(title) <= 70
 
 
 def test_modules_can_be_left_out() -> None:
