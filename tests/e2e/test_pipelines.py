@@ -419,8 +419,7 @@ def test_cancelled_run_leaves_nothing_on_the_cluster(flows, tmp_path):
 
     async def start_and_cancel() -> None:
         running = asyncio.create_task(flow())
-        while not list(tmp_path.glob("begun-*")):
-            await asyncio.sleep(0.05)
+        await asyncio.to_thread(until, lambda: list(tmp_path.glob("begun-*")), "a task to begin")
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
