@@ -72,12 +72,12 @@ class ExactIndex(ABC):
         for name, value in settings.items():
             setattr(self, name, value)
 
-    def answers(self, k: int, batch: int, **settings: Any) -> list[list[int]]:
-        """The ids found for every query, asked in batches of ``batch``."""
+    def answers(self, k: int, batch: int, count: int, **settings: Any) -> list[list[int]]:
+        """The ids found for the first ``count`` queries, asked in batches of ``batch``."""
         self.configure(**settings)
         parts = [
-            self.search(self.queries[start : start + batch], k)
-            for start in range(0, len(self.queries), batch)
+            self.search(self.queries[start : min(start + batch, count)], k)
+            for start in range(0, count, batch)
         ]
         return [[int(number) for number in row] for part in parts for row in part]
 
