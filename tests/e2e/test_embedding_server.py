@@ -191,6 +191,24 @@ def test_stops_after_what_is_in_flight(tmp_path: Path) -> None:
         server.kill()
 
 
+def test_a_damaged_model(tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(resolve(MODEL).path, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    (folder / "model.safetensors").write_bytes(b"this is no model")
+    command = [sys.executable, "-m", "sage_prefect.platform.embedding_server"]
+    done = subprocess.run(
+        [*command, "--model", str(folder), "--port", "0"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"error: the model at {folder} cannot be loaded" in done.stderr
+    assert "hint: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 # -- models of other shapes -------------------------------------------------------------------
 
 
