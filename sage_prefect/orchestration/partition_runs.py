@@ -10,6 +10,7 @@ from typing import Any
 from distributed import CancelledError, KilledWorker
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
+from prefect.logging import get_run_logger
 
 from sage_prefect.common.errors import ClusterError, PipelineError, SageError
 from sage_prefect.kernel.plan import Partition, Plan
@@ -78,8 +79,9 @@ class PartitionRuns:
             if run.futures[-1].wrapped_future.done():  # type: ignore[attr-defined]
                 try:
                     through.append((run.partition, await asyncio.to_thread(output_of, run)))
-                except SageError:
-                    continue  # one failure is reported; this one would come again in the next run
+                except SageError as error:
+                    # One failure is raised; this one will come again in the next run.
+                    get_run_logger().error("%s", error)
         return through
 
     def futures(self) -> list[PrefectFuture[Any]]:
@@ -139,6 +141,12 @@ def _state(run: PartitionRun, position: int) -> State[Any]:
             f"partition {run.partition.label} was cancelled, or the connection to the Dask "
             f"scheduler was lost: {error}",
             hint="See `sage status`. Running again resumes with what is unfinished.",
+        ) from error
+    except Exception as error:  # Dask's: Prefect's engine did not get to run on the worker
+        raise PipelineError(
+            f"partition {run.partition.label} could not run on its worker: "
+            f"{type(error).__name__}: {error}",
+            hint="Workers need the same packages as the process that runs the flow.",
         ) from error
     return state
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import hashlib
 import pickle
 import re
@@ -171,9 +172,10 @@ class SageTaskRunner(StockTaskRunner):
         run = engine.flow_run.id if engine and engine.flow_run else None
         if run not in self._shipments:
             context = prefect_context.serialize_context()
-            if context["flow_run_context"]:
-                flow = context["flow_run_context"]["flow"]
-                context["flow_run_context"]["flow"] = self._shell(flow)
+            if engine and engine.flow_run and engine.flow:
+                # As JSON values: their classes may be defined where no worker can import them.
+                context["flow_run_context"]["parameters"] = engine.flow_run.parameters
+                context["flow_run_context"]["flow"] = self._shell(engine.flow)
             settings = cloudpickle.dumps(context["settings_context"])
             shared = {part: context[part] for part in context if part not in _FRESH}
             shared["settings_context"] = {}  # hydrated_context() leaves out what is empty
@@ -183,6 +185,7 @@ class SageTaskRunner(StockTaskRunner):
     def _shell(self, flow: Flow[..., Any]) -> Flow[..., Any]:
         # A task needs its flow's name and options, not its code: that may close over anything.
         shell = copy.copy(flow)
+        functools.update_wrapper(shell, _flow_of_another_process)
         shell.fn = _flow_of_another_process
         shell.task_runner = type(self)(address=self.client.scheduler.address)
         for hooks in ("completion", "failure", "cancellation", "crashed", "running"):
