@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "gil_release.hpp"
 #include "sage/crc32c.hpp"
 #include "sage/error.hpp"
 #include "sage/flat_index.hpp"
@@ -71,7 +72,7 @@ Ids add(sage::FlatIndex& index, const Floats& vectors, const std::optional<Ids>&
     const std::int64_t* id_data = ids ? ids->data() : nullptr;
     std::vector<std::int64_t> added;
     {
-        const py::gil_scoped_release release;
+        const GilRelease release;
         added = index.add(data, n, id_data, replace);
     }
     return to_numpy(added);
@@ -94,7 +95,7 @@ std::pair<Ids, Floats> search(const sage::FlatIndex& index, const Floats& querie
     std::int64_t* id_data = ids.mutable_data();
     float* score_data = scores.mutable_data();
     {
-        const py::gil_scoped_release release;
+        const GilRelease release;
         index.search(data, m, k, allow, threads, id_data, score_data);
     }
     return {std::move(ids), std::move(scores)};
@@ -124,7 +125,7 @@ void save(const sage::FlatIndex& index, const std::string& path,
                            std::span(static_cast<const std::byte*>(info.ptr),
                                      static_cast<std::size_t>(info.size * info.itemsize)));
     }
-    const py::gil_scoped_release release;
+    const GilRelease release;
     index.save(path, extra);
 }
 
@@ -133,7 +134,8 @@ void save(const sage::FlatIndex& index, const std::string& path,
 PYBIND11_MODULE(_native, m) {
     m.doc() = "Native operators of SAGE.";
 
-    static py::exception<sage::CorruptFile> corrupt_file(m, "CorruptFile");
+    // Never destroyed: static destructors run after the interpreter is gone.
+    static const auto* const corrupt_file = new py::exception<sage::CorruptFile>(m, "CorruptFile");
     py::register_exception_translator([](std::exception_ptr error) {
         try {
             if (error) std::rethrow_exception(error);
@@ -141,7 +143,7 @@ PYBIND11_MODULE(_native, m) {
             errno = e.code();
             PyErr_SetFromErrnoWithFilename(PyExc_OSError, e.path().c_str());
         } catch (const sage::CorruptFile& e) {
-            py::set_error(corrupt_file, e.what());
+            py::set_error(*corrupt_file, e.what());
         }
     });
 
@@ -157,14 +159,14 @@ PYBIND11_MODULE(_native, m) {
                 return sage::FlatIndex::open(path, map, read_only, sage::chosen_tier());
             },
             py::arg("path"), py::arg("mmap"), py::arg("read_only"),
-            py::call_guard<py::gil_scoped_release>())
+            py::call_guard<GilRelease>())
         .def("add", &add, py::arg("vectors").noconvert(), py::arg("ids").noconvert(),
              py::arg("replace"))
         .def(
             "remove",
             [](sage::FlatIndex& index, const Ids& ids) {
                 const auto span = span_of(ids);
-                const py::gil_scoped_release release;
+                const GilRelease release;
                 return index.remove(span);
             },
             py::arg("ids").noconvert())
@@ -172,7 +174,7 @@ PYBIND11_MODULE(_native, m) {
              [](sage::FlatIndex& index) {
                  std::vector<std::uint64_t> rows;
                  {
-                     const py::gil_scoped_release release;
+                     const GilRelease release;
                      rows = index.compact();
                  }
                  return to_numpy(rows);
@@ -186,7 +188,7 @@ PYBIND11_MODULE(_native, m) {
                 std::vector<std::int64_t> rows;
                 const auto span = span_of(ids);
                 {
-                    const py::gil_scoped_release release;
+                    const GilRelease release;
                     rows = index.rows_of(span);
                 }
                 return to_numpy(rows);
@@ -203,14 +205,14 @@ PYBIND11_MODULE(_native, m) {
                 const auto span = span_of(ids);
                 float* data = out.mutable_data();
                 {
-                    const py::gil_scoped_release release;
+                    const GilRelease release;
                     index.copy_vectors(span, data);
                 }
                 return out;
             },
             py::arg("ids").noconvert())
         .def("save", &save, py::arg("path"), py::arg("payload"))
-        .def("verify", &sage::FlatIndex::verify, py::call_guard<py::gil_scoped_release>())
+        .def("verify", &sage::FlatIndex::verify, py::call_guard<GilRelease>())
         .def("payload_section",
              [](const sage::FlatIndex& index) -> std::optional<py::bytes> {
                  const auto bytes = index.extra_section("payload");

@@ -47,6 +47,11 @@ SectionReader::SectionReader(std::shared_ptr<const FileBytes> file,
         SectionEntry raw{};
         std::memcpy(&raw, data + sizeof(FileHeader) + i * sizeof(SectionEntry), sizeof(raw));
         const std::string name(raw.name, ::strnlen(raw.name, kMaxSectionName));
+        // Names go into messages: nothing but printable ASCII may pass.
+        if (name.empty() ||
+            !std::all_of(name.begin(), name.end(), [](char c) { return c > ' ' && c < 0x7F; })) {
+            corrupt("header", "the name of section " + std::to_string(i) + " is not printable");
+        }
         if (raw.offset != aligned_offset(end) || raw.offset > size || raw.size > size - raw.offset) {
             corrupt(name, "offset or size is out of range");
         }

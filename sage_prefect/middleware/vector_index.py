@@ -336,19 +336,13 @@ class VectorIndex:
             read_only: refuse changes. Otherwise changes stay in memory until :meth:`save`.
 
         Raises:
-            VectorIndexError: there is no such file.
+            FileNotFoundError, OSError: the file is missing or cannot be read.
             CorruptFileError: the file is damaged, truncated or of another version; names the
                 section.
         """
         native_path = os.fspath(path)
         with _corruption_named():
-            try:
-                native = _native.FlatIndex.open(native_path, mmap, read_only)
-            except FileNotFoundError as error:
-                raise VectorIndexError(
-                    f"there is no vector index at {native_path}.",
-                    hint="Check the path, or build the index and save() it there.",
-                ) from error
+            native = _native.FlatIndex.open(native_path, mmap, read_only)
             index = cls.__new__(cls)
             index._attach(native)
             section = native.payload_section()
