@@ -1,7 +1,7 @@
 """An :class:`~.encoder.Encoder` for BERT-family sentence encoders in plain torch.
 
-Why not always ``SentenceTransformer``: importing it and transformers costs 12 seconds of CPU before
-a model of 90 MB is even opened, and its forward pass leaves a fifth of the speed
+Why not always ``SentenceTransformer``: importing it and transformers costs some 10 seconds of CPU
+before a model of 90 MB is even opened; this is ready after three
 (docs/decisions/0004-embedding-server.md). What is not exactly the architecture below is refused
 with :class:`UnsupportedModel`, and the caller takes the general encoder.
 
