@@ -1,19 +1,16 @@
-"""One real vLLM, on the CPU, through the driver: conversion, chat, streaming, stop."""
+"""One real vLLM, on the CPU, through the driver: conversion, chat, streaming, the answer flow."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
 
-from sage_prefect.common.paths import cache_dir, state_dir
 from sage_prefect.platform.engines import driver
-from sage_prefect.platform.engines.base import EngineOptions
-from sage_prefect.platform.processes import members
-from sage_prefect.platform.service import ServiceState
-from sage_prefect.platform.supervisor_client import SupervisorClient
 
 _AVAILABLE = driver("vllm").availability()
 
@@ -26,27 +23,47 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceState]:
-    """SmolLM2 in vLLM, converted from its GGUF file in a fresh home."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SAGE_HOME", str(tmp_path_factory.mktemp("vllm")))
-        client = SupervisorClient.connect()
-        try:
-            options = EngineOptions(slots=4, context=1024)
-            yield client.start(driver("vllm").service("smollm2-135m", options=options))
-        finally:
-            client.shutdown()
-        assert members(str(state_dir())) == []
+def vllm(stack) -> Iterator[Served]:
+    """SmolLM2 in vLLM, converted from its GGUF file, in the place of the stack's LLM engine."""
+    stack.sage("llm", "stop", "smollm2-135m")
+    args = ("--engine", "vllm", "--slots", "4", "--context", "1024")
+    try:
+        stack.sage("llm", "serve", "smollm2-135m", *args, timeout=580)
+        yield Served(stack.services()["smollm2-135m"]["endpoints"]["smollm2-135m"])
+        stack.sage("llm", "stop", "smollm2-135m")
+    finally:
+        stack.sage("up")  # llama.cpp again
 
 
-def test_converted_and_listed(vllm: ServiceState) -> None:
-    (folder,) = (cache_dir() / "converted").glob("smollm2-135m-*/")
+@dataclass(frozen=True)
+class Served:
+    """Where vLLM listens."""
+
+    url: str
+
+
+def test_converted_and_listed(stack, vllm: Served) -> None:
+    (folder,) = (stack.home / "cache" / "converted").glob("smollm2-135m-*/")
     assert (folder / "model.safetensors").is_file()
     models = httpx.get(f"{vllm.url}/v1/models", timeout=60).json()["data"]
     assert [(model["id"], model["max_model_len"]) for model in models] == [("smollm2-135m", 1024)]
 
 
-def test_chat(vllm: ServiceState) -> None:
+def test_answer_flow(stack, vllm: Served, tmp_path: Path) -> None:
+    """The flow of the demo, unchanged, answers over vLLM through the gateway."""
+    service = stack.services()["smollm2-135m"]
+    assert (service["driver"], service["registered"]) == ("vllm", True)
+    (tmp_path / "a.md").write_text("# Harbour\n\nThe lighthouse keeper is called Bodo.\n")
+    out = tmp_path / "out.json"
+    question = "What is the name of the lighthouse keeper?"
+    stack.sage("demo", "--docs", str(tmp_path), "--question", question, "--out", str(out))
+    (row,) = json.loads(out.read_text())["answers"]
+    assert row["engine"] == "smollm2-135m"
+    assert "Bodo" in row["answer"]
+    assert any("a.md" in source for source in row["sources"])
+
+
+def test_chat(vllm: Served) -> None:
     body = {
         "model": "smollm2-135m",
         "messages": [{"role": "user", "content": "What is the capital of France?"}],
@@ -58,7 +75,7 @@ def test_chat(vllm: ServiceState) -> None:
     assert answer["usage"]["completion_tokens"] > 1
 
 
-def test_stream(vllm: ServiceState) -> None:
+def test_stream(vllm: Served) -> None:
     body = {
         "model": "smollm2-135m",
         "messages": [{"role": "user", "content": "Tell me a story."}],
@@ -78,7 +95,7 @@ def test_stream(vllm: ServiceState) -> None:
     assert events[-1]["usage"]["completion_tokens"] == 12
 
 
-def test_what_it_reports(vllm: ServiceState) -> None:
+def test_what_it_reports(vllm: Served) -> None:
     text = httpx.get(f"{vllm.url}/metrics", timeout=60).text
     for metric in driver("vllm").metrics.values():
         assert f"\n{metric}{{" in text, metric
