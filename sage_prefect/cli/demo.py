@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from sage_prefect.kernel.report import RunReport
 
 
+_SET_ASIDE_SHOWN = 10
+
+
 def demo(
     docs: Annotated[
         list[Path] | None,
@@ -122,9 +125,15 @@ def _ingest(paths: list[Path], fresh: bool) -> RunReport:
     pipeline = ingest_pipeline(docs=[str(path) for path in paths], index=_index_name(paths))
     console.rule("ingest", align="left")
     console.print(pipeline.explain(), markup=False)
-    return runner("prefect").run(
+    report = runner("prefect").run(
         pipeline, reuse="never" if fresh else "always", on_progress=_progress("ingest")
     )
+    for letter in report.dead_letters[:_SET_ASIDE_SHOWN]:
+        console.print(f"  set aside: {letter.error}", style="yellow", markup=False)
+    left = len(report.dead_letters) - _SET_ASIDE_SHOWN
+    if left > 0:
+        console.print(f"  ... and {left} more", style="yellow")
+    return report
 
 
 def _answer(index: str, asked: list[dict[str, Any]] | Path) -> RunReport:

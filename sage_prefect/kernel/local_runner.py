@@ -174,8 +174,16 @@ def publish(
     if sink is None:
         raise PipelineError(f"the plan of {plan.pipeline!r} has no sink. This is a bug.")
     ordered = sorted(receipts, key=lambda receipt: receipt.index)
-    committed = sink.commit(ordered)
     expected = sum(receipt.rows for receipt in ordered)
+    letters = [letter for report in reports for letter in report.dead_letters]
+    if not expected and letters:
+        # The sink could only say that it got nothing; the reason is here.
+        raise PipelineError(
+            f"nothing reached sink {sink.name!r} of pipeline {plan.pipeline!r}: all of it was set "
+            f"aside ({len(letters)} dead letter(s)). First: {letters[0].error}",
+            hint="What was published before stays as it was.",
+        )
+    committed = sink.commit(ordered)
     if committed.rows != expected:
         raise PipelineError(
             f"sink {sink.name!r} published {committed.rows} row(s) of {expected} staged.",

@@ -15,6 +15,7 @@ from sage_prefect.common.errors import (
     EmptySourceError,
     MissingColumnError,
     OperatorError,
+    PipelineError,
 )
 from sage_prefect.kernel.operator import Operator, RowFailure
 from sage_prefect.kernel.sink import Collect
@@ -149,6 +150,15 @@ def test_dead_letters_take_only_the_failing_rows():
     assert [letter.row["number"] for letter in report.dead_letters] == list(range(3, 100, 10))
     assert report.dead_letters[0].error == "ValueError: bad 3"
     assert report.summary()[0].operators["fails"].dead == 10
+
+
+def test_when_all_is_set_aside_the_reason_is_named():
+    def fails(row):
+        raise ValueError(f"bad {row['number']}")
+
+    pipeline = Pipeline("p").source(ROWS[:3]).map(fails, adds=(), on_error="dead_letter").sink()
+    with pytest.raises(PipelineError, match=r"3 dead letter\(s\).*ValueError: bad 0"):
+        pipeline.run()
 
 
 @given(bad=st.sets(st.integers(0, 39)), size=st.integers(1, 17))
