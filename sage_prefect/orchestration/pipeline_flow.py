@@ -29,42 +29,9 @@ from sage_prefect.orchestration.task_runner import RunnerKind, make_task_runner
 #: ``cluster="threads"``: run tasks in threads of the flow's own process.
 THREADS = "threads"
 
-PartitionCount = Annotated[
-    int | None,
-    Field(
-        title="Partitions",
-        description="How many to cut the input into; empty: so that one takes about 2 seconds.",
-        ge=1,
-    ),
-]
-ReuseChoice = Annotated[
-    Reuse,
-    Field(
-        title="Reuse",
-        description="always: skip a run that was published for the same input; unfinished: resume "
-        "an interrupted run; never: all anew.",
-    ),
-]
-RetryCount = Annotated[
-    int | None,
-    Field(title="Retries", description="Per task, on errors that may pass; empty: setting.", ge=0),
-]
-RetryDelay = Annotated[
-    float | None,
-    Field(
-        title="Retry delay",
-        description="Seconds before the first retry; doubles. Empty: as in the settings.",
-        ge=0,
-    ),
-]
-InFlight = Annotated[
-    int | None,
-    Field(
-        title="Partitions in flight",
-        description="Bound on partitions that workers hold at once; empty: as in the settings.",
-        ge=1,
-    ),
-]
+AtLeastOne = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
 
 
 def cluster_task_runner(cluster: str | None = None, runner: RunnerKind | None = None) -> Any:
@@ -113,14 +80,25 @@ def pipeline_flow(
     carried = _Carried(pipeline, granularity, store)
     defaults = (partitions, reuse, retries, retry_delay_s, max_in_flight)
 
-    # Async: at the end of each sync flow Prefect waits a second for its heartbeat thread.
+    # Async: at the end of each sync flow Prefect waits a second for its heartbeat thread. The
+    # docstring is what the UI's form shows.
     async def run(
-        partitions: PartitionCount = defaults[0],
-        reuse: ReuseChoice = defaults[1],
-        retries: RetryCount = defaults[2],
-        retry_delay_s: RetryDelay = defaults[3],
-        max_in_flight: InFlight = defaults[4],
+        partitions: AtLeastOne | None = defaults[0],
+        reuse: Reuse = defaults[1],
+        retries: NotNegative | None = defaults[2],
+        retry_delay_s: Seconds | None = defaults[3],
+        max_in_flight: AtLeastOne | None = defaults[4],
     ) -> RunReport:
+        """Run the pipeline.
+
+        Args:
+            partitions: How many to cut the input into; empty: so that one takes about 2 seconds.
+            reuse: always: skip a run that was published for the same code, parameters and input;
+                unfinished: resume an interrupted run; never: all anew.
+            retries: Per task, on errors that may pass; empty: as in the settings.
+            retry_delay_s: Seconds before the first retry, doubling; empty: as in the settings.
+            max_in_flight: Partitions that workers hold at once; empty: as in the settings.
+        """
         return await run_in_flow(
             carried.pipeline,
             partitions=partitions,
