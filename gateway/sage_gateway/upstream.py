@@ -138,6 +138,7 @@ class Exchange:
         while not self._finished and self._buffered <= limit:
             self._raise_if_failed()
             self._waits_for_end = True
+            self._resume()  # so much may have come between head() and this call that it paused
             await self._wait()
         self._waits_for_end = False
         self._raise_if_failed()
@@ -203,11 +204,14 @@ class Exchange:
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
         self._buffered = 0
+        self._resume()
+        return data
+
+    def _resume(self) -> None:
         if self._paused:
             self._paused = False
             self._last_activity = self._loop.time()
             self._connection.resume()
-        return data
 
     def _raise_if_failed(self, *, after_head: bool = False) -> None:
         # What came before the failure is still handed out by read(): a stream keeps its bytes.

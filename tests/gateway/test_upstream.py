@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sage_gateway.upstream import HIGH_WATER, Timeouts, UpstreamError
+from sage_gateway.upstream import HIGH_WATER, Timeouts, UpstreamConnection, UpstreamError
 from sage_gateway.upstream_pool import UpstreamPool
 from sage_prefect.control_plane.events import FailureCause
 
@@ -171,3 +171,41 @@ async def test_the_engine_closes_an_idle_connection(lab: Any) -> None:
     await peer.stop()
     await lab.until(lambda: pool.open_connections == 0)
     await closed(pool, lab)
+
+
+class _Transport:
+    """Says whether the connection still reads."""
+
+    reading = True
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None: ...
+
+    def writelines(self, parts: list[bytes]) -> None: ...
+
+
+async def test_a_big_answer_that_arrives_before_it_is_read_is_read_to_its_end():
+    """Reading pauses above HIGH_WATER; whoever wants the whole answer must let it go on."""
+    connection = UpstreamConnection(asyncio.get_running_loop(), lambda c: None, lambda c: None)
+    transport = _Transport()
+    connection.connection_made(transport)
+    exchange = connection.send([b"x"], Timeouts())
+    size = HIGH_WATER + 100_000
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size
+    connection.data_received(head + b"a" * (HIGH_WATER + 1))
+    await exchange.head()
+    assert not transport.reading
+    reading = asyncio.ensure_future(exchange.read_all(10_000_000))
+    await asyncio.sleep(0)
+    assert transport.reading
+    connection.data_received(b"a" * 99_999)
+    data, ended = await asyncio.wait_for(reading, 10)
+    assert (len(data), ended) == (size, True)

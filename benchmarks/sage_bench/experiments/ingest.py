@@ -40,7 +40,7 @@ PLAIN, DIRECT, GATEWAY, OPERATOR = (
     "through the gateway",
     "operator Embed",
 )
-BATCH_SIZES = (16, 32, 64, 128)
+BATCH_SIZES = (8, 16, 32, 64, 128)
 
 
 class IngestOptions(Options):

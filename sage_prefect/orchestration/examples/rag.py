@@ -47,7 +47,8 @@ def ingest_pipeline(
         embedding: a model that the gateway serves; None: that of the settings.
     """
     model = embedding or load_settings().engines.embedding
-    source = ReadFiles(list(docs)) if docs else PythonDocs()
+    # The language reference (`help`) is a quarter of the text and describes no module.
+    source = ReadFiles(list(docs)) if docs else PythonDocs(exclude=("help",))
     return (
         Pipeline("ingest")
         .source(source, on_error="dead_letter")
