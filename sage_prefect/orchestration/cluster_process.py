@@ -77,9 +77,10 @@ async def serve(arguments: argparse.Namespace) -> None:
         dashboard_port=arguments.dashboard_port,
         asynchronous=True,
     )
+    started = False
     try:
-        async with _stoppable(stop, _started(cluster, spec.workers)) as ready:
-            if not ready:
+        async with _stoppable(stop, _started(cluster, spec.workers)) as started:
+            if not started:
                 return
             atomic_write(arguments.ready_file, cluster.scheduler_address.encode())
             log.info(
@@ -89,7 +90,10 @@ async def serve(arguments: argparse.Namespace) -> None:
             await _watch(cluster, spec.workers, stop)
     finally:
         arguments.ready_file.unlink(missing_ok=True)
-        await cluster.close()
+        if started:
+            await cluster.close()
+        else:
+            _end_children()  # Dask cannot close a cluster that is still starting
         log.info("cluster closed")
 
 
@@ -120,6 +124,19 @@ async def _started(cluster: Any, workers: int) -> None:
             f"{_START_LIMIT_S:g} s.",
             hint="The lines above this one say why.",
         ) from error
+
+
+def _end_children() -> None:
+    import psutil
+
+    ended = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            # multiprocessing's own helper ends with this process.
+            if not any("resource_tracker" in part for part in child.cmdline()):
+                child.kill()
+                ended.append(child)
+    psutil.wait_procs(ended, timeout=10)
 
 
 async def _watch(cluster: Any, workers: int, stop: asyncio.Event) -> None:
