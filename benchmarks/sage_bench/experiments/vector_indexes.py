@@ -24,7 +24,7 @@ def unit_vectors(seed: int, count: int, dim: int, clusters: int) -> Vectors:
     if clusters:
         # Centres of their own stream: data and queries share them.
         centres = np.random.default_rng(7).standard_normal((clusters, dim), dtype=np.float32)
-        vectors = centres[rng.integers(0, clusters, count)] + np.float32(0.5) * vectors
+        vectors += centres[rng.integers(0, clusters, count)]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
 

@@ -52,7 +52,9 @@ class VectorOptions(Options):
     count: int = Field(100_000, ge=1000, description="Indexed vectors.")
     dim: int = Field(384, ge=1, description="Dimensions.")
     queries: int = Field(1000, ge=1000, description="Distinct queries.")
-    clusters: int = Field(0, ge=0, description="Cluster centres; 0: uniform (the hardest).")
+    clusters: int = Field(
+        1000, ge=0, description="Centres that vectors lie around; 0: uniform, unlike embeddings."
+    )
     k: int = Field(10, ge=1, description="Neighbours per query.")
     batches: str = Field("1,32,1000", description="Batch sizes.")
     threads: str = Field("1,2", description="Thread counts; those above the cores are left out.")
