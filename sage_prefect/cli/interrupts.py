@@ -7,6 +7,7 @@ that it started itself, unless another command still holds the lock, that is, us
 from __future__ import annotations
 
 import fcntl
+import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ def stopping_on_interrupt() -> Iterator[Started]:
             # A second Ctrl-C must not leave half of it running.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            # Tasks that the interrupt tore would be reported once more when they are collected.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             _clean_up(started, lock)
             raise
         finally:
