@@ -11,7 +11,13 @@ from sage_bench.documentation_chunks import documentation_chunks
 from sage_bench.experiment import RunConfig
 from sage_bench.experiments import vectors
 from sage_bench.experiments.quickstart import step_times
-from sage_bench.experiments.vector_indexes import NumpyFlat, true_neighbours, unit_vectors
+from sage_bench.experiments.vector_indexes import (
+    Agreement,
+    NumpyFlat,
+    Truth,
+    true_neighbours,
+    unit_vectors,
+)
 from sage_prefect.common.errors import BenchmarkError
 
 
@@ -30,6 +36,23 @@ def test_true_neighbours_do_not_depend_on_the_block() -> None:
         assert np.array_equal(true_neighbours(base, queries, 7, block), expected)
 
 
+def test_only_what_float32_cannot_tell_apart_may_change_places() -> None:
+    base, queries = unit_vectors(1, 300, 16, 0), unit_vectors(2, 4, 16, 0)
+    base[7] = base[3]  # the same vector twice, whichever comes back is right
+    truth = Truth(base, queries, 5)
+    assert truth.agreement(truth.ids) == Agreement(1.0, 1.0)
+    swapped = np.where(truth.ids == 3, 7, np.where(truth.ids == 7, 3, truth.ids))
+    assert truth.agreement(swapped).exact == 1.0
+    wrong = truth.ids.copy()
+    wrong[0, 4] = np.argmin(base.astype(float) @ queries[0].astype(float))
+    assert truth.agreement(wrong) == Agreement(0.95, 0.95)
+    repeated = truth.ids.copy()
+    repeated[0, 1] = repeated[0, 0]
+    assert truth.agreement(repeated).exact == 0.75
+    # Fewer queries than there are: a check of batch 1 takes a part of them.
+    assert truth.agreement(truth.ids[:2]).exact == 1.0
+
+
 def test_vectors_refuses_an_index_that_is_not_exact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -37,7 +60,7 @@ def test_vectors_refuses_an_index_that_is_not_exact(
     monkeypatch.setattr(vectors, "LIBRARIES", (wrong,))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     options = {"count": 1000, "dim": 4, "batches": "1000", "threads": "1"}
-    with pytest.raises(BenchmarkError, match=r"wrong with \{\} found 0\.\d+ of the true"):
+    with pytest.raises(BenchmarkError, match=r"wrong with \{\} gave 0\.\d+ of its answers"):
         vectors.run(RunConfig(out=tmp_path, options=options))
 
 

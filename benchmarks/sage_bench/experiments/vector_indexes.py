@@ -6,6 +6,7 @@ All hold the same unit vectors, made from the same seed, and answer by inner pro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,47 @@ def true_neighbours(base: Vectors, queries: Vectors, k: int, block: int = 8192) 
         scores = np.take_along_axis(scores, best, axis=1)
         ids = np.take_along_axis(ids, best, axis=1)
     return ids
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How an index's answers compare with the true ones.
+
+    Args:
+        recall: share of the true neighbours that were found, by id.
+        exact: share of returned vectors whose float64 score is at least the true k-th score less
+            the rounding bound of a float32 inner product. Two neighbours that are nearer to each
+            other than that may change places: float32 cannot tell them apart.
+    """
+
+    recall: float
+    exact: float
+
+
+class Truth:
+    """The exact neighbours of ``queries`` in ``base`` (unit vectors, inner product)."""
+
+    def __init__(self, base: Vectors, queries: Vectors, k: int) -> None:
+        self._base, self._queries = base, queries.astype(np.float64)
+        self.ids = true_neighbours(base, queries, k)
+        self._kth = self._scores(self.ids)[:, -1]
+        # dim * 2^-24 * sum |q_i x_i|, and the sum is at most 1 for unit vectors.
+        self._rounding = base.shape[1] * 2.0**-24
+
+    def _scores(self, ids: Ids) -> NDArray[np.float64]:
+        found = self._base[ids].astype(np.float64)
+        scores: NDArray[np.float64] = np.einsum("qkd,qd->qk", found, self._queries[: len(ids)])
+        return scores
+
+    def agreement(self, ids: Ids) -> Agreement:
+        """Of the answers [m, k] to the first m queries."""
+        same = [len(set(row) & set(true)) for row, true in zip(ids, self.ids, strict=False)]
+        near = self._scores(ids) >= self._kth[: len(ids), None] - self._rounding
+        distinct = [len(set(row)) == len(row) for row in ids.tolist()]
+        return Agreement(
+            recall=float(np.mean(same)) / ids.shape[1],
+            exact=float(np.mean(near & np.array(distinct)[:, None])),
+        )
 
 
 class ExactIndex(ABC):
