@@ -23,8 +23,10 @@ from typing import Any
 from sage_prefect.common.errors import ClusterError, SageError
 
 _START_LIMIT_S = 120.0
-# A killed worker is back within seconds; one that stays away longer cannot be kept.
-_ABSENCE_LIMIT_S = 60.0
+# A killed worker is back within seconds (a minute on a busy machine); one that stays away longer
+# cannot be kept.
+_ABSENCE_LIMIT_S = 180.0
+_NANNY_LIMIT_S = 3.0
 _WATCH_PERIOD_S = 1.0
 
 log = logging.getLogger("sage.cluster")
@@ -140,22 +142,34 @@ def _end_children() -> None:
 
 
 async def _watch(cluster: Any, workers: int, stop: asyncio.Event) -> None:
-    missing_since: float | None = None
+    missing_since: dict[str, float] = {}
     while not stop.is_set():
         with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
             await asyncio.wait_for(stop.wait(), _WATCH_PERIOD_S)
-        names = {str(worker.name) for worker in cluster.scheduler.workers.values()}
-        if len(names) >= workers:
-            missing_since = None
-            continue
+        there = {str(worker.name) for worker in cluster.scheduler.workers.values()}
         now = time.monotonic()
-        if missing_since is None:
-            missing_since = now
-            gone = sorted(set(map(str, cluster.worker_spec)) - names)
-            log.warning("worker lost, its nanny starts another", extra={"fields": {"gone": gone}})
-        if now - missing_since > _ABSENCE_LIMIT_S:
-            gone = sorted(set(map(str, cluster.worker_spec)) - names)
-            raise ClusterError(f"Dask worker(s) {', '.join(gone)} cannot be kept running.")
+        for name in map(str, cluster.worker_spec):
+            if name in there:
+                if missing_since.pop(name, None) is not None:
+                    log.info("worker is back", extra={"fields": {"name": name}})
+                continue
+            if name not in missing_since:
+                log.warning("worker lost, another is started", extra={"fields": {"name": name}})
+            absent_s = now - missing_since.setdefault(name, now)
+            if absent_s > _ABSENCE_LIMIT_S:
+                raise ClusterError(f"Dask worker {name!r} cannot be kept running.")
+            if absent_s > _NANNY_LIMIT_S and not _starting(cluster.workers.get(name)):
+                # A nanny that could not start its worker in time has closed itself.
+                if (nanny := cluster.workers.pop(name, None)) is not None:
+                    await nanny.close()
+                cluster.scale(workers)
+
+
+def _starting(nanny: Any) -> bool:
+    """Whether the nanny has a process that may become the worker."""
+    import psutil
+
+    return nanny is not None and nanny.pid is not None and psutil.pid_exists(nanny.pid)
 
 
 if __name__ == "__main__":

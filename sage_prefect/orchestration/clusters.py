@@ -16,7 +16,7 @@ from sage_prefect.common.errors import ClusterError
 from sage_prefect.platform.cluster_spec import ClusterSpec
 
 LOOPBACK = "127.0.0.1"
-_START_LIMIT_S = 60
+_START_LIMIT_S = 120
 
 # Tasks are the parallelism: a BLAS that takes all cores in each of them only slows the others.
 _ONE_THREAD = {
@@ -120,6 +120,9 @@ def local_cluster(
     dask.config.set(
         {
             "temporary-directory": str(folder),
+            # Dask drops a worker for good that is absent 15 s after it was lost, even if it was
+            # back in between. cluster_process.py watches over them.
+            "distributed.deploy.lost-worker-timeout": "1 hour",
             # A page of another site, open in the user's browser, must not read the dashboard.
             "distributed.scheduler.dashboard.bokeh-application.allow_websocket_origin": origins,
         }

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from distributed import CancelledError, KilledWorker
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
+from prefect.states import Crashed
 
 from sage_prefect.common.errors import ClusterError, PipelineError, SageError
 from sage_prefect.kernel.plan import Partition, Plan
@@ -70,7 +73,12 @@ class PartitionRuns:
             self._on_stage_done(stage)
             if stage + 1 == len(self._plan.stages):
                 run = self._in_flight.pop(index)
-                yield run.partition, await asyncio.to_thread(output_of, run)
+                try:
+                    output = await asyncio.to_thread(output_of, run)
+                except ClusterError as error:
+                    await _mark_crashed(run, error)
+                    raise
+                yield run.partition, output
 
     async def finished(self) -> list[tuple[Partition, StageOutput]]:
         """Partitions in flight that are through already, for when another one has failed."""
@@ -104,6 +112,19 @@ class PartitionRuns:
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (index, stage))
 
         return done
+
+
+async def _mark_crashed(run: PartitionRun, error: ClusterError) -> None:
+    """End the task runs of ``run`` in the UI: the worker that should have done so is dead."""
+    async with get_client() as client:
+        for future in run.futures:
+            try:
+                recorded = await client.read_task_run(future.task_run_id)
+                if not recorded.state or not recorded.state.is_final():
+                    state: State[Any] = Crashed(message=error.message)
+                    await client.set_task_run_state(future.task_run_id, state, force=True)
+            except ObjectNotFound:
+                continue  # it never began
 
 
 def output_of(run: PartitionRun) -> StageOutput:

@@ -120,3 +120,36 @@ def test_what_is_wrong_is_said(cluster, config, env, words):
     cluster.start(config, **env)
     assert cluster.process.wait(60) == 1
     assert words in cluster.log.read_text()
+
+
+def test_worker_that_is_killed_again_while_it_starts_comes_back(cluster):
+    from distributed import Client
+
+    def worker_processes() -> list[psutil.Process]:
+        return [child for child in cluster.family()[1:] if "spawn_main" in " ".join(cmd(child))]
+
+    cluster.start(ONE, **SERVER)
+    address = cluster.wait_ready()
+    first = worker_processes()
+    for process in first:
+        process.kill()
+    second = until(
+        lambda: [child for child in worker_processes() if child not in first], "a second worker"
+    )
+    for process in second:
+        process.kill()
+    with Client(address, set_as_default=False) as client:
+
+        def back() -> bool:
+            return bool(client.scheduler_info()["workers"]) and not first[0].is_running()
+
+        until(back, "a third worker")
+        assert client.submit(os.getpid).result() not in [p.pid for p in (*first, *second)]
+    assert not cluster.ended()
+
+
+def cmd(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []

@@ -406,6 +406,28 @@ def test_worker_killed_during_a_stage_loses_and_doubles_nothing(flows, tmp_path,
     assert reports[0].committed.rows == PARTITIONS
 
 
+@operator("die")
+def die(row):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_operator_that_kills_each_worker_is_given_up(flows):
+    pipeline = Pipeline("deadly").source(source(1)).map(die, resources=ON_CPU).sink()
+    flow = pipeline.to_flow()
+    with pytest.raises(ClusterError) as caught:
+        asyncio.run(flow())
+    for words in ("died each time", "partition 1/1", "memory"):
+        assert words in str(caught.value)
+    body = {"task_runs": {"name": {"like_": "collection+die"}}}
+
+    def crashed() -> bool:
+        runs = flows.api.post("task_runs/filter", json=body).json()
+        return {run["state_type"] for run in runs} == {"CRASHED"}
+
+    until(crashed, "the task run to show as crashed")
+
+
 def _in_this_context(function: Callable[[], Any]) -> Callable[[], Any]:
     import contextvars
 
