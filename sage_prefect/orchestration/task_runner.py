@@ -50,6 +50,9 @@ from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 from sage_prefect.common.errors import ClusterError
 from sage_prefect.orchestration.services import dask_address
 
+# Dask would try for 30 s to reach a scheduler that does not listen.
+_CONNECT_LIMIT_S = 10
+
 RunnerKind = Literal["sage", "stock"]
 
 # What changes between two tasks of one flow run: shipped with each of them.
@@ -69,7 +72,8 @@ def make_task_runner(kind: RunnerKind, address: str | None = None) -> Any:
         kind: ``"sage"``, or ``"stock"`` for prefect-dask's own.
         address: None: that of the settings or of ``sage up``, looked up when a flow starts.
     """
-    return (SageTaskRunner if kind == "sage" else StockTaskRunner)(address=address)
+    runner = SageTaskRunner if kind == "sage" else StockTaskRunner
+    return runner(address=address, client_kwargs={"timeout": _CONNECT_LIMIT_S})
 
 
 class StockTaskRunner(DaskTaskRunner):  # type: ignore[misc]
@@ -187,7 +191,9 @@ class SageTaskRunner(StockTaskRunner):
         shell = copy.copy(flow)
         functools.update_wrapper(shell, _flow_of_another_process)
         shell.fn = _flow_of_another_process
-        shell.task_runner = type(self)(address=self.client.scheduler.address)
+        runner = self.duplicate()
+        runner.address = self.client.scheduler.address
+        shell.task_runner = runner
         for hooks in ("completion", "failure", "cancellation", "crashed", "running"):
             setattr(shell, f"on_{hooks}_hooks", [])
         return shell

@@ -408,6 +408,7 @@ def test_worker_killed_during_a_stage_loses_and_doubles_nothing(flows, tmp_path,
 
 @operator("die")
 def die(row):
+    time.sleep(2)  # so that Prefect hears of the task run before
     os.kill(os.getpid(), signal.SIGKILL)
 
 
