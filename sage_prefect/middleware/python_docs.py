@@ -22,7 +22,7 @@ import pyarrow as pa
 from sage_prefect.common.errors import EmptySourceError, RecordError, UnknownNameError
 from sage_prefect.kernel.source import Source, SourcePart
 from sage_prefect.libs.extract.python_object import documented
-from sage_prefect.libs.extract.python_source import Documented, ModuleOutline, outline
+from sage_prefect.libs.extract.python_source import Documented, ModuleOutline, outline, parse
 
 #: Docstrings with fewer characters say nothing that their name does not.
 MIN_CHARACTERS = 20
@@ -329,7 +329,7 @@ def _dotted(module: str, path: Path) -> str:
 def _topics(path: Path) -> Iterator[dict[str, str]]:
     """The language reference as ``help("with")`` shows it."""
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = parse(path.read_bytes())
         values = [node.value for node in tree.body if isinstance(node, ast.Assign)]
         topics = ast.literal_eval(values[-1]) if values else {}
     except (OSError, SyntaxError, ValueError) as error:

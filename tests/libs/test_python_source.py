@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import math
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from sage_prefect.libs.extract.python_object import documented
-from sage_prefect.libs.extract.python_source import outline
+from sage_prefect.libs.extract.python_source import outline, parse
 
 SOURCE = textwrap.dedent(
     '''
@@ -118,3 +119,11 @@ def test_compiled_classes() -> None:
     assert entries["str.split"].signature == "split(sep=None, maxsplit=-1)"
     assert entries["int.bit_length"].signature == "bit_length()"
     assert not any(name.rpartition(".")[2].startswith("_") for name in entries)
+
+
+def test_threads_may_parse_at_once() -> None:
+    """CPython 3.11 raises SystemError when two threads build syntax trees at the same time."""
+    source = "\n".join(f"def f{n}(a, b=[1, (2, 3)]):\n    return a + b[{n}]" for n in range(400))
+    with ThreadPoolExecutor(4) as threads:
+        trees = list(threads.map(parse, [source] * 24))
+    assert {len(tree.body) for tree in trees} == {400}

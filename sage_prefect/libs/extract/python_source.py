@@ -6,6 +6,7 @@ The syntax tree gives docstrings and signatures; nothing of the file is run.
 from __future__ import annotations
 
 import ast
+import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -52,6 +53,30 @@ class ModuleOutline:
         return first in self.exported if self.exported is not None else not first.startswith("_")
 
 
+_ONE_AT_A_TIME = threading.Lock()
+_ATTEMPTS = 20
+
+
+def parse(source: str | bytes) -> ast.Module:
+    """``ast.parse`` that two threads may call at once.
+
+    CPython before 3.13 counts the depth of the tree it builds in a variable that all threads share,
+    and raises SystemError when they meet (https://github.com/python/cpython/issues/106905). The
+    lock keeps our own threads apart; another library's parse is met by trying again.
+
+    Raises:
+        SyntaxError, ValueError: as ``ast.parse``.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            with _ONE_AT_A_TIME:
+                return ast.parse(source)
+        except SystemError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable")
+
+
 def outline(source: str | bytes) -> ModuleOutline:
     """Read a module's outline.
 
@@ -59,7 +84,7 @@ def outline(source: str | bytes) -> ModuleOutline:
         SyntaxError: this Python cannot parse the source.
         ValueError: it holds null bytes.
     """
-    tree = ast.parse(source)
+    tree = parse(source)
     found = ModuleOutline()
     doc = _docstring(tree)
     if doc:
