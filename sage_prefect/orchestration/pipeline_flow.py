@@ -1,7 +1,7 @@
 """A Prefect flow out of a pipeline."""
 
-from __future__ import annotations
-
+# No postponed annotations: a served flow travels to another process, where Prefect reads them, and
+# names would not be found there.
 import asyncio
 import contextvars
 import threading

@@ -65,5 +65,6 @@ def test_incomplete_pipelines_and_unknown_options():
 
 def test_a_served_flow_takes_its_rows_along():
     flow = pickle.loads(cloudpickle.dumps(pipeline_flow(pipeline())))
+    assert flow.validate_parameters({"partitions": 2})["partitions"] == 2
     carried = inspect.getclosurevars(flow.fn).nonlocals["carried"]
     assert carried.pipeline._source.rows == [{"a": 1}]
