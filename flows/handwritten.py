@@ -6,6 +6,7 @@ eval "$(sage env)" && python flows/handwritten.py
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from prefect import flow, task
 
@@ -27,7 +28,7 @@ embed = Embed("all-minilm-l6-v2").as_task(retries=2, resources=Resources(cpu=1))
 
 
 @task
-def nearest(embedded: list[list[dict]], question: list[dict]) -> str:
+def nearest(embedded: list[list[dict[str, Any]]], question: list[dict[str, Any]]) -> str:
     """The text whose vector is nearest to the question's."""
     import numpy as np
 
