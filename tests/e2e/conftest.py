@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
+from sage_prefect.platform.engines import vllm_env
+
 SAGE = (sys.executable, "-m", "sage_prefect.cli.main")
 
 
@@ -88,8 +90,10 @@ def new_stack(home: Path) -> Stack:
         for key, value in os.environ.items()
         if not key.startswith(("SAGE_", "PREFECT_", "OPENAI_", "DASK_"))
     }
-    if "SAGE_VLLM_PYTHON" in os.environ:
-        env["SAGE_VLLM_PYTHON"] = os.environ["SAGE_VLLM_PYTHON"]
+    # The commands run elsewhere: vLLM's environment of this checkout must be named to them.
+    vllm = vllm_env.find()
+    if vllm is not None:
+        env["SAGE_VLLM_PYTHON"] = str(vllm.python)
     env |= {"SAGE_HOME": str(home), "COLUMNS": "160", "NO_COLOR": "1"}
     return Stack(home, env)
 

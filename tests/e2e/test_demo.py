@@ -22,7 +22,6 @@ def demo(stack):
     return {"text": done.stdout, **json.loads(out.read_text())}
 
 
-@pytest.mark.slow
 def test_demo_indexes_the_standard_library_and_cites_the_right_sources(demo):
     figures = demo["figures"]
     assert figures["chunks"] >= 5000
@@ -38,7 +37,6 @@ def test_demo_indexes_the_standard_library_and_cites_the_right_sources(demo):
         assert row["answer_latency_ms"] > 0
 
 
-@pytest.mark.slow
 def test_demo_prints_table_totals_and_addresses(demo):
     text = demo["text"]
     for row in demo["answers"]:
@@ -47,7 +45,6 @@ def test_demo_prints_table_totals_and_addresses(demo):
         assert words in text
 
 
-@pytest.mark.slow
 def test_repeated_ingest_is_skipped(demo, stack):
     out = stack.home / "again.json"
     stack.sage("demo", "--question", "How do I split a shell command line?", "--out", str(out))
