@@ -46,6 +46,7 @@ class Worker:
     ) -> None:
         self.target, self._arguments, self._log = target, dict(arguments or {}), log
         self._env = dict(env or {})
+        self._generation: int | None = None
 
     @property
     def pid(self) -> int:
@@ -75,6 +76,17 @@ class Worker:
         trace: TracebackType | None,
     ) -> None:
         self._end()
+
+    def renew(self, generation: int) -> None:
+        """Start a new process unless this one was started for ``generation`` (a round's number).
+
+        Where a process's memory happens to lie can make it half as fast again, for as long as it
+        lives: rounds in processes of their own turn that luck into noise that the interval shows.
+        """
+        if generation != self._generation:
+            self._end()
+            self.__enter__()
+            self._generation = generation
 
     def call(self, method: str, **arguments: Any) -> Any:
         """Call a method of the object.

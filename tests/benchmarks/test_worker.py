@@ -71,6 +71,15 @@ def test_a_worker_that_cannot_start_or_dies(tmp_path: Path, env: dict[str, str])
         worker.call("die")
 
 
+def test_a_worker_is_renewed_once_per_generation(tmp_path: Path, env: dict[str, str]) -> None:
+    with Worker("test_worker:Talker", {"greeting": "x"}, log=tmp_path / "l", env=env) as worker:
+        pids = []
+        for generation in (0, 0, 1):
+            worker.renew(generation)
+            pids.append(worker.call("greet", name="a")["pid"])
+        assert pids[0] == pids[1] != pids[2]
+
+
 def test_timed() -> None:
     cost, result = timed(lambda: sum(range(100_000)))
     assert result == 4999950000
