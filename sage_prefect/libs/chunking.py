@@ -69,7 +69,7 @@ def split(
     max_characters = max_tokens * MAX_CHARACTERS_PER_TOKEN
     block = max(_BLOCK, 4 * max_characters)
     offsets = [heading.offset for heading in headings]
-    start = _skip_blanks(text, 0)
+    start, reached = _skip_blanks(text, 0), 0
     while start < len(text):
         # Count a block from here; the chunks that surely end inside it are cut from it.
         piece = text[start : start + block]
@@ -81,7 +81,9 @@ def split(
                 piece, counts, start - base, max_tokens, overlap, max_characters, base, offsets
             )
             trimmed = start - base + len(piece[start - base : stop].rstrip())
-            if trimmed > start - base:
+            # An overlap that ends at a heading or a run of blanks may hold nothing new.
+            if base + trimmed > max(start, reached):
+                reached = base + trimmed
                 yield Span(
                     start,
                     base + trimmed,

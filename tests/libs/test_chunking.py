@@ -46,6 +46,12 @@ def test_holds_all_text_in_order_within_the_budget(
     assert [span.stop for span in spans] == sorted({span.stop for span in spans})
 
 
+def test_overlap_before_a_heading_makes_no_chunk_of_its_own() -> None:
+    text = "a1234567Title\n=====\n# Title\n"
+    spans = chunks(text, 13, 6)
+    assert [text[span.start : span.stop] for span in spans] == ["a1234567Title\n=====", "# Title"]
+
+
 @settings(max_examples=50, deadline=None)
 @given(text=words)
 def test_without_overlap_no_character_is_repeated(text: str) -> None:
