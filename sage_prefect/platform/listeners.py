@@ -18,7 +18,10 @@ _LISTEN = "0A"
 def foreign_listener(port: int, host: str, own: Callable[[], Iterable[int]]) -> bool:
     """Whether ``host:port`` is held by a listener, and by none of the processes ``own()``."""
     inodes = listening_inodes(port, host)
-    return bool(inodes) and not any(_holds(pid, inodes) for pid in own())
+    if not inodes or any(_holds(pid, inodes) for pid in own()):
+        return False
+    # One of ours may have ended between the two looks: its listener is gone then.
+    return bool(inodes & listening_inodes(port, host))
 
 
 def listening_inodes(port: int, host: str) -> set[str]:

@@ -218,6 +218,12 @@ class ServiceRunner:
             # Whoever answers must be ours: another stack may have taken the port since.
             taken = self._taken_port()
             if taken is not None:
+                # Unless ours is just ending: its files close before its end is noticed.
+                await self._pause(self.spec.probe_period_s)
+                if self.child is not None and self.child.exited.is_set():
+                    continue
+                taken = self._taken_port()
+            if taken is not None:
                 return f"port {taken} was taken by another process while it started."
             if answer is None:
                 return None

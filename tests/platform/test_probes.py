@@ -141,3 +141,14 @@ async def test_listeners_are_told_apart(host: str, eventually: Callable[..., Non
         assert foreign_listener(port, asked, lambda: [os.getppid()])
     eventually(lambda: not listening_inodes(port, asked))
     assert not foreign_listener(port, asked, lambda: [])
+
+
+async def test_own_listener_that_ends_between_two_looks_is_not_foreign() -> None:
+    listening = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+
+    def ended() -> list[int]:
+        listening.close()
+        return []
+
+    assert not foreign_listener(port, "127.0.0.1", ended)
