@@ -89,6 +89,15 @@ def test_commit_is_idempotent(kind: Any) -> None:
 
 
 @SINKS
+def test_rows_staged_again_replace_those_of_the_same_partition(kind: Any) -> None:
+    """The same question asked again: same content key, another answer and latency."""
+    old = kind("r").commit([kind("r").write("a", 0, batches({"n": 1}))])
+    new = kind("r").commit([kind("r").write("a", 0, batches({"n": 2}))])
+    assert read(new.location) == [{"n": 2}]
+    assert new.detail["commit"] != old.detail["commit"]
+
+
+@SINKS
 def test_a_file_that_somebody_changed_is_not_current(kind: Any) -> None:
     sink = kind("r")
     receipts = [sink.write("a", 0, batches({"n": 1}))]

@@ -127,6 +127,16 @@ def test_commit_is_idempotent() -> None:
     assert not list((collections_dir() / "docs" / ".staging").iterdir())
 
 
+def test_vectors_staged_again_replace_those_of_the_same_partition() -> None:
+    sink = WriteVectors("docs")
+    receipts = [sink.write(f"k{n}", n, batches(n * 10, 10)) for n in range(2)]
+    old = sink.commit(receipts)
+    again = [sink.write("k0", 0, batches(70, 10)), receipts[1]]
+    assert sink.commit(again).detail["commit"] != old.detail["commit"]
+    names = [row["source"] for row in open_collection("docs").rows(range(20), ["source"])]
+    assert names == [f"doc{n}" for n in (*range(70, 80), *range(10, 20))]
+
+
 def test_published_partitions_are_taken_over_into_the_next_generation() -> None:
     sink = WriteVectors("docs")
     kept = sink.write("kept", 0, batches(0, 10))
