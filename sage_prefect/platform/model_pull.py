@@ -6,9 +6,11 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import orjson
 
 from sage_prefect.common.errors import MissingDependencyError, ModelNotFoundError
@@ -26,6 +28,8 @@ from sage_prefect.platform.models import (
 
 # Weights in older formats (pickles can run code) and other frameworks' are left out.
 _PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "1_Pooling/*")
+
+_RETRY_DELAYS_S = (0.5, 2.0)
 
 
 def pull(name: str, say: Callable[[str], None]) -> ModelFiles:
@@ -81,16 +85,21 @@ def _pull_from_hub(name: str, say: Callable[[str], None]) -> ModelFiles:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    repository, _, file = name.partition(":")
-    folder = pulled_folder(name)
-    say(f"pulling {name} into {folder}")
-    try:
+    def download() -> None:
         if file:
             hf_hub_download(repository, file, local_dir=folder)
         else:
             snapshot_download(repository, local_dir=folder, allow_patterns=list(_PATTERNS))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+
+    repository, _, file = name.partition(":")
+    folder = pulled_folder(name)
+    say(f"pulling {name} into {folder}")
+    try:
+        _despite_hiccups(download, say)
+    except (HfHubHTTPError, HFValidationError, OSError, httpx.TransportError) as error:
+        broken = _broken_connection(error)
+        text = str(error).strip()
+        reason = _named(broken) if broken else text.splitlines()[0] if text else repr(error)
         raise ModelNotFoundError(
             f"cannot pull {name!r} from the hub: {reason}",
             hint="Check the name (org/name, or org/name:file.gguf) and the connection; the "
@@ -114,6 +123,30 @@ def _pull_from_hub(name: str, say: Callable[[str], None]) -> ModelFiles:
     assert files is not None  # just written
     say(f"{name}: {files.path}")
     return files
+
+
+def _despite_hiccups(download: Callable[[], None], say: Callable[[str], None]) -> None:
+    """Run ``download``; begin again after a broken connection (what has come is kept)."""
+    for delay_s in _RETRY_DELAYS_S:
+        try:
+            return download()
+        except (OSError, httpx.TransportError) as error:
+            broken = _broken_connection(error)
+            if broken is None:
+                raise
+            say(f"the connection failed ({_named(broken)}); trying again")
+            time.sleep(delay_s)
+    return download()
+
+
+def _broken_connection(error: Exception) -> httpx.TransportError | None:
+    """The hub's client passes some broken connections on and hides others behind a missing file."""
+    found = error if isinstance(error, httpx.TransportError) else error.__cause__
+    return found if isinstance(found, httpx.TransportError) else None
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _largest(folder: Path) -> Path:

@@ -51,7 +51,8 @@ def pull_elsewhere(name: str, hub: str) -> subprocess.CompletedProcess[str]:
 
 def test_hub_out_of_reach(home: Path, unused_port: int) -> None:
     done = pull_elsewhere("org/name", f"http://127.0.0.1:{unused_port}")
-    assert "REFUSED cannot pull 'org/name' from the hub" in done.stdout, done.stderr
+    assert "trying again" in done.stdout, done.stderr
+    assert "REFUSED cannot pull 'org/name' from the hub: ConnectError: " in done.stdout
     assert "the default models need no hub" in done.stdout
     assert models.pulled_names() == ()
 
@@ -68,7 +69,13 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.answer(body=True)
 
+    drop_first = False
+    dropped = False
+
     def answer(self, *, body: bool) -> None:
+        if self.drop_first and not Hub.dropped and self.path.endswith(".gguf"):
+            Hub.dropped = True
+            return  # the connection closes without an answer
         found = self.path == "/org/tiny/resolve/main/tiny.gguf"
         content = self.content if found else b"Entry not found"
         self.send_response(200 if found else 404)
@@ -106,6 +113,17 @@ def test_pull_one_file_from_a_hub(home: Path, hub: str) -> None:
     assert (found.format, found.mode, found.origin) == ("gguf", "chat", "pulled")
     assert found.path.read_bytes() == Hub.content
     assert models.pulled_names() == ("org/tiny:tiny.gguf",)
+
+
+def test_one_broken_connection_is_survived(
+    home: Path, hub: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hub, "drop_first", True)
+    monkeypatch.setattr(Hub, "dropped", False)
+    done = pull_elsewhere("org/tiny:tiny.gguf", hub)
+    assert Hub.dropped
+    assert (done.returncode, "REFUSED" in done.stdout) == (0, False), done.stdout + done.stderr
+    assert models.resolve("org/tiny:tiny.gguf").path.read_bytes() == Hub.content
 
 
 def test_file_that_the_hub_does_not_have(home: Path, hub: str) -> None:
