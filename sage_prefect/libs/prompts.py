@@ -136,8 +136,8 @@ def cut_to(text: str, max_tokens: int) -> str:
     return text[:end].rstrip() + CUT_MARK
 
 
-def numbered_passages(passages: Sequence[tuple[str, str]], max_tokens: int) -> str:
-    """``[1] source`` and text per passage, as many as fit, best first.
+def numbered_passages(passages: Sequence[tuple[str, str]], max_tokens: int) -> tuple[str, int]:
+    """``[1] source`` and text per passage, as many as fit, best first; and how many fit.
 
     The first passage is cut if it alone is too long; a later one that does not fit is left out,
     with all after it.
@@ -157,7 +157,7 @@ def numbered_passages(passages: Sequence[tuple[str, str]], max_tokens: int) -> s
             break
         shown.append(entry)
         left -= size
-    return "\n\n".join(shown)
+    return "\n\n".join(shown), len(shown)
 
 
 def _short(text: str) -> str:

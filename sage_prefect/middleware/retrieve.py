@@ -19,9 +19,9 @@ _PASSAGES = pa.list_(
 class Retrieve(Operator):
     """Add the ``k`` nearest passages of collection ``index``.
 
-    Adds ``passages`` (list of struct source, text, score; best first), ``sources`` (their sources,
-    each once, best first) and ``context`` (the passages numbered, as many as fit
-    ``context_tokens``: what a prompt wants).
+    Adds ``passages`` (list of struct source, text, score; best first), ``context`` (the passages
+    numbered, as many as fit ``context_tokens``: what a prompt wants) and ``sources`` (those of the
+    passages in ``context``, each once, best first: what an answer may cite).
 
     Args:
         index: name of a collection that ``WriteVectors`` has published.
@@ -105,13 +105,14 @@ class Retrieve(Operator):
                         for row, (_, score) in zip(rows, kept, strict=True)
                     ]
                 )
-        sources = [list(dict.fromkeys(str(p["source"]) for p in found)) for found in passages]
-        contexts = [
-            numbered_passages(
-                [(str(p["source"]), str(p["text"])) for p in found], self.context_tokens
-            )
-            for found in passages
-        ]
+        contexts: list[str] = []
+        sources: list[list[str]] = []
+        for found in passages:
+            named = [(str(p["source"]), str(p["text"])) for p in found]
+            context, fitted = numbered_passages(named, self.context_tokens)
+            contexts.append(context)
+            # What a model never saw is not cited.
+            sources.append(list(dict.fromkeys(source for source, _ in named[:fitted])))
         into, sources_into, context_into = self.adds
         return with_columns(
             batch,

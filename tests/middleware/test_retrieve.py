@@ -74,7 +74,11 @@ def test_more_than_there_is() -> None:
 
 @pytest.mark.usefixtures("docs")
 def test_context_keeps_its_budget() -> None:
-    assert "[2]" not in ask("cats purr", k=4, context_tokens=12)["context"]
+    row = ask("cats purr", k=4, context_tokens=12)
+    assert "[2]" not in row["context"]
+    # What does not fit is found, and not cited.
+    assert len(row["passages"]) == 4
+    assert row["sources"] == [row["passages"][0]["source"]]
 
 
 @pytest.mark.usefixtures("docs")

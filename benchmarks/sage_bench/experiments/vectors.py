@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -25,7 +26,7 @@ from sage_bench.result_folder import ResultFolder
 from sage_bench.session import RunResult, execute
 from sage_bench.system import Case, Metric, Reading, System
 from sage_bench.worker import Worker
-from sage_prefect.common.errors import BenchmarkError
+from sage_prefect.common.errors import BenchmarkError, MissingDependencyError
 
 INDEXES = "sage_bench.experiments.vector_indexes"
 
@@ -87,7 +88,10 @@ class VectorSearch(Experiment):
 
         Raises:
             BenchmarkError: a library's answers are not the exact ones.
+            MissingDependencyError: the peer is not installed.
         """
+        if importlib.util.find_spec("faiss") is None:
+            raise MissingDependencyError("faiss-cpu", "peers", f"experiment {self.name!r}")
         count = min(options.count, 20_000) if config.quick else options.count
         cores = len(os.sched_getaffinity(0))
         threads = [t for t in _numbers(options.threads) if t <= cores] or [1]
