@@ -1,0 +1,128 @@
+"""How fast an engine is: an affine model of its iterations, corrected by what it does.
+
+One iteration with n decoding sequences and C tokens of their context takes ``c0 + b*n + g*C``;
+p prefill tokens in it add ``a*p``. While prefill arrives at a rate of pi tokens per second, the
+share ``a*pi`` of the time goes to it: a token comes every ``(c0 + b*n + g*C) / (1 - a*pi)``.
+The constants start from the engine's profile and follow measurements by recursive least squares
+with forgetting, within a factor of ``CLAMP`` of the prior; what the form of the model cannot
+express is left to two slow residual factors.
+"""
+
+from __future__ import annotations
+
+from sage_prefect.control_plane.events import EngineProfile
+
+CLAMP = 4.0
+FORGETTING = 0.995
+_RESIDUAL_RATE = 0.1
+_MAX_PREFILL_SHARE = 0.8
+# A model of which nothing is known: a small LLM on a CPU or a large one on a GPU, within a factor
+# of ten; the first samples move it without a clamp.
+UNKNOWN = EngineProfile(c0=0.02, a=1e-4, b=5e-4, g=2e-7, s0=0.005, alpha=5e-5, source="unknown")
+
+
+class EngineModel:
+    """Predicts time to first token and time per output token of one engine, in seconds."""
+
+    __slots__ = ("_cov", "_prior", "_scale", "a", "b", "c0", "g", "known", "kp", "kt", "samples")
+
+    def __init__(self, prior: EngineProfile | None) -> None:
+        self.known = prior is not None and prior.c0 + prior.b > 0
+        """Whether a prior was given, or enough was seen to trust the model."""
+        base = prior if prior is not None and self.known else UNKNOWN
+        self._prior = base
+        self.c0, self.a, self.b, self.g = base.c0, base.a, base.b, base.g
+        self.kt = self.kp = 1.0
+        self.samples = 0
+        # Inputs are scaled to about 1, so that one forgetting factor serves all three.
+        self._scale = (1.0, 1 / 32, 1 / 32_768)
+        self._cov = [[1.0 if i == j else 0.0 for j in range(3)] for i in range(3)]
+
+    # -- predictions ----------------------------------------------------------------------
+
+    def iteration_s(self, n: float, context: float) -> float:
+        """One decode iteration of ``n`` sequences with ``context`` tokens in all."""
+        return self.c0 + self.b * n + self.g * context
+
+    def tpot_s(self, n: float, context: float, prefill_rate: float) -> float:
+        """Time per output token while ``prefill_rate`` prompt tokens arrive per second."""
+        share = self.a * prefill_rate
+        if share > _MAX_PREFILL_SHARE:
+            share = _MAX_PREFILL_SHARE
+        return self.kp * (self.c0 + self.b * n + self.g * context) / (1.0 - share)
+
+    def ttft_s(self, ahead: float, prompt: float, n: float, context: float, budget: float) -> float:
+        """Time until the first token of a prompt of ``prompt`` uncached tokens.
+
+        Args:
+            ahead: uncached tokens of prompts that the engine has got before.
+            budget: tokens of one iteration: each chunk of prefill carries a decode step along.
+        """
+        step = self.c0 + self.b * n + self.g * context
+        tokens = ahead + prompt
+        return self.kt * (self.a * tokens + step * (1.0 + tokens / budget))
+
+    # -- learning -------------------------------------------------------------------------
+
+    def saw_tpot(self, seconds: float, n: float, context: float, prefill_rate: float) -> None:
+        """A stream's time per token, measured over some tokens with about this load."""
+        predicted = self.tpot_s(n, context, prefill_rate)
+        if not 0 < seconds < 60 or predicted <= 0:
+            return
+        share = min(_MAX_PREFILL_SHARE, self.a * prefill_rate)
+        self._fit(seconds * (1.0 - share), n, context)
+        self.samples += 1
+        if self.samples >= 16:
+            self.known = True
+        ratio = seconds / self.tpot_s(n, context, prefill_rate) * self.kp
+        self.kp = _clamped(self.kp + _RESIDUAL_RATE * (ratio - self.kp), 1.0, CLAMP)
+
+    def saw_ttft(
+        self, seconds: float, ahead: float, prompt: float, n: float, context: float, budget: float
+    ) -> None:
+        """A request's time from its dispatch to its first token, with the load at its dispatch."""
+        predicted = self.ttft_s(ahead, prompt, n, context, budget) / self.kt
+        if not 0 < seconds < 600 or predicted <= 0:
+            return
+        tokens = ahead + prompt
+        if tokens > 256:
+            # What the decode steps do not explain is prefill.
+            step = (self.c0 + self.b * n + self.g * context) * (1.0 + tokens / budget)
+            seen = (seconds - step) / tokens
+            if seen > 0:
+                low, high = self._bounds(self._prior.a)
+                self.a = min(high, max(low, self.a + 0.02 * (seen - self.a)))
+        ratio = min(16.0, seconds / predicted)
+        self.kt = _clamped(self.kt + _RESIDUAL_RATE * 0.5 * (ratio - self.kt), 1.0, CLAMP)
+
+    # -- inside ---------------------------------------------------------------------------
+
+    def _fit(self, seconds: float, n: float, context: float) -> None:
+        """One step of recursive least squares for (c0, b, g)."""
+        x = (self._scale[0], n * self._scale[1], context * self._scale[2])
+        cov = self._cov
+        px = [row[0] * x[0] + row[1] * x[1] + row[2] * x[2] for row in cov]
+        gain = 1.0 / (FORGETTING + x[0] * px[0] + x[1] * px[1] + x[2] * px[2])
+        error = seconds - (self.c0 + self.b * n + self.g * context)
+        step = [gain * error * px[i] * self._scale[i] for i in range(3)]
+        for i in range(3):
+            for j in range(3):
+                cov[i][j] = (cov[i][j] - gain * px[i] * px[j]) / FORGETTING
+            # Without variety in the load forgetting would let the matrix grow without bound.
+            cov[i][i] = min(cov[i][i], 10.0)
+        prior = self._prior
+        self.c0 = self._moved(self.c0 + step[0], prior.c0)
+        self.b = self._moved(self.b + step[1], prior.b)
+        self.g = self._moved(self.g + step[2], prior.g)
+
+    def _moved(self, value: float, prior: float) -> float:
+        low, high = self._bounds(prior)
+        return min(high, max(low, value))
+
+    def _bounds(self, prior: float) -> tuple[float, float]:
+        wide = CLAMP if self._prior is not UNKNOWN else 100.0
+        return prior / wide, prior * wide
+
+
+def _clamped(value: float, around: float, factor: float) -> float:
+    return min(around * factor, max(around / factor, value))
