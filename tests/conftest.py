@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -45,14 +46,27 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(autouse=True)
-def same_environment() -> Iterator[None]:
-    """What a test, or the code under test, sets in ``os.environ`` ends with the test."""
+@contextmanager
+def _environment_restored() -> Iterator[None]:
     before = dict(os.environ)
     yield
     if dict(os.environ) != before:
         os.environ.clear()
         os.environ.update(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_environment_in_each_module() -> Iterator[None]:
+    """What a module's own fixtures set in ``os.environ`` ends with the module."""
+    with _environment_restored():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """What a test, or the code under test, sets in ``os.environ`` ends with the test."""
+    with _environment_restored():
+        yield
 
 
 @pytest.fixture(autouse=True)

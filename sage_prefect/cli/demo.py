@@ -128,11 +128,7 @@ def _ingest(paths: list[Path], fresh: bool) -> RunReport:
     report = runner("prefect").run(
         pipeline, reuse="never" if fresh else "always", on_progress=_progress("ingest")
     )
-    for letter in report.dead_letters[:_SET_ASIDE_SHOWN]:
-        console.print(f"  set aside: {letter.error}", style="yellow", markup=False)
-    left = len(report.dead_letters) - _SET_ASIDE_SHOWN
-    if left > 0:
-        console.print(f"  ... and {left} more", style="yellow")
+    _show_set_aside(report)
     return report
 
 
@@ -145,7 +141,17 @@ def _answer(index: str, asked: list[dict[str, Any]] | Path) -> RunReport:
     )
     console.rule("answer", align="left")
     console.print(pipeline.explain(), markup=False)
-    return runner("prefect").run(pipeline, reuse="unfinished", on_progress=_progress("answer"))
+    report = runner("prefect").run(pipeline, reuse="unfinished", on_progress=_progress("answer"))
+    _show_set_aside(report)
+    return report
+
+
+def _show_set_aside(report: RunReport) -> None:
+    for letter in report.dead_letters[:_SET_ASIDE_SHOWN]:
+        console.print(f"  set aside: {letter.error}", style="yellow", markup=False)
+    left = len(report.dead_letters) - _SET_ASIDE_SHOWN
+    if left > 0:
+        console.print(f"  ... and {left} more", style="yellow")
 
 
 def _progress(flow: str) -> Any:

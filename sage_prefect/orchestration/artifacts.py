@@ -15,8 +15,9 @@ from prefect.artifacts import (
 )
 from prefect.logging import get_run_logger
 
-from sage_prefect.kernel.explain import mermaid, text
+from sage_prefect.kernel.explain import text
 from sage_prefect.kernel.plan import Plan
+from sage_prefect.kernel.plan_drawing import image
 from sage_prefect.kernel.report import RunReport
 
 # An update costs about 17 ms of HTTP (research: prefect.md A3).
@@ -89,7 +90,7 @@ async def show_plan(plan: Plan) -> None:
     """The plan as a diagram and in words."""
     await acreate_markdown_artifact(
         key=artifact_key(plan.pipeline, "plan"),
-        markdown=f"```mermaid\n{mermaid(plan)}\n```\n\n```\n{text(plan)}\n```\n",
+        markdown=f"{image(plan)}\n\n```\n{text(plan)}\n```\n",
         description=f"Plan of pipeline {plan.pipeline}",
     )
 

@@ -97,9 +97,8 @@ def _pull_from_hub(name: str, say: Callable[[str], None]) -> ModelFiles:
     try:
         _despite_hiccups(download, say)
     except (HfHubHTTPError, HFValidationError, OSError, httpx.TransportError) as error:
-        broken = _broken_connection(error)
-        text = str(error).strip()
-        reason = _named(broken) if broken else text.splitlines()[0] if text else repr(error)
+        # The hub's client tells of a file that is missing, and hides why behind it.
+        reason = _named(error.__cause__ or error)
         raise ModelNotFoundError(
             f"cannot pull {name!r} from the hub: {reason}",
             hint="Check the name (org/name, or org/name:file.gguf) and the connection; the "
@@ -142,11 +141,14 @@ def _despite_hiccups(download: Callable[[], None], say: Callable[[str], None]) -
 def _broken_connection(error: Exception) -> httpx.TransportError | None:
     """The hub's client passes some broken connections on and hides others behind a missing file."""
     found = error if isinstance(error, httpx.TransportError) else error.__cause__
-    return found if isinstance(found, httpx.TransportError) else None
+    # Where nobody listens it has tried several times itself.
+    if isinstance(found, httpx.TransportError) and not isinstance(found, httpx.ConnectError):
+        return found
+    return None
 
 
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _largest(folder: Path) -> Path:

@@ -254,7 +254,7 @@ def test_progress_plan_and_figures_are_artifacts(flows):
     by_key = {artifact["key"]: artifact for artifact in flows.artifacts(report.run_id)}
     assert float(by_key["shown-stage-0"]["data"]) == 100.0
     assert float(by_key["shown-stage-1"]["data"]) == 100.0
-    assert "mermaid" in by_key["shown-plan"]["data"]
+    assert "data:image/svg+xml" in by_key["shown-plan"]["data"]
     table = json.loads(by_key["shown-stages"]["data"])
     assert [row["rows in"] for row in table if row["stage"] == 1] == [PARTITIONS]
 
