@@ -16,8 +16,9 @@ from sage_bench.simulation.cluster import NodeSpec
 from sage_bench.simulation.controller import ControllerFactory, controller_factory
 from sage_bench.simulation.embedding_engine import EmbeddingEngineSpec
 from sage_bench.simulation.faults import Fault
+from sage_bench.simulation.gateway import Journal, Surroundings
 from sage_bench.simulation.llm_engine import LlmEngineSpec
-from sage_bench.simulation.request_facts import engine_facts, request_facts
+from sage_bench.simulation.request_facts import RequestFacts, engine_facts
 from sage_bench.simulation.scenario import (
     EmbeddingGroup,
     LlmGroup,
@@ -25,7 +26,7 @@ from sage_bench.simulation.scenario import (
     ScenarioSpec,
     WorkloadSpec,
 )
-from sage_bench.simulation.simulation import Journal, Simulation, Surroundings
+from sage_bench.simulation.simulation import Simulation
 from sage_bench.simulation.step_profile import embedding_profile, step_profile
 from sage_bench.workloads.arrivals import RateSchedule
 from sage_bench.workloads.client_request import Slo, Traffic
@@ -130,8 +131,8 @@ def assemble(
             until_s=spec.duration_s,
             drain_s=spec.drain_s,
         ),
+        RequestFacts(workloads, noise),
         [Fault(f.at_s, f.engine, f.kind, f.for_s, f.factor) for f in spec.faults],
-        info=request_facts(workloads, noise),
         weights={tenant.name: tenant.weight for tenant in spec.tenants},
         journal=journal,
     )

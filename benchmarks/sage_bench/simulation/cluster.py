@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from sage_bench.simulation.embedding_engine import EmbeddingEngine, EmbeddingEngineSpec
+from sage_bench.simulation.flight import Job
 from sage_bench.simulation.llm_engine import LlmEngine, LlmEngineSpec
 from sage_prefect.common.errors import SettingsError
-from sage_prefect.control_plane.events import EngineSpec
+from sage_prefect.control_plane.events import EngineGauges, EngineSpec
 
 AnyEngine: TypeAlias = LlmEngine | EmbeddingEngine
 
@@ -23,7 +24,6 @@ class NodeSpec:
         engine: what it is in truth.
         gpu: name of the device; an LLM and an embedding engine of one device share it.
         gpu_share: the embedding engine's share of the device while both are busy.
-        up: whether it runs at the start.
         max_waiting: above this it answers 503; None: never.
     """
 
@@ -31,7 +31,6 @@ class NodeSpec:
     engine: LlmEngineSpec | EmbeddingEngineSpec
     gpu: str | None = None
     gpu_share: float = 0.5
-    up: bool = True
     max_waiting: int | None = None
 
     def __post_init__(self) -> None:
@@ -54,8 +53,8 @@ class Node:
     """The engine of the other kind on the same device."""
     armed_at: float = math.inf
     """Time of the wake-up that is on its way."""
-    inside: dict[str, object] = field(default_factory=dict)
-    """Request id -> its sequence or call."""
+    inside: dict[str, Job] = field(default_factory=dict)
+    """Everything in it, by key."""
 
     @property
     def name(self) -> str:
@@ -67,19 +66,32 @@ class Node:
         self.apply_stretch(0.0)
 
     def apply_stretch(self, now: float) -> None:
-        """Let slow-down and the neighbour's load act from the next step on."""
-        share = 1.0
-        if self.neighbour is not None and self.neighbour.engine.running:
-            mine = (
-                self.spec.gpu_share
-                if isinstance(self.engine, EmbeddingEngine)
-                else (1 - self.neighbour.spec.gpu_share)
-            )
-            share = 1 / mine
+        """Let slow-down and the neighbour's load act from the next step on.
+
+        The device is split by time: while both are busy the embedding engine gets ``gpu_share`` of
+        it, so that what one gains the other loses.
+        """
+        stretch = self.slowdown
+        other = self.neighbour
+        if other is not None and other.engine.running:
+            embedding = isinstance(self.engine, EmbeddingEngine)
+            stretch /= self.spec.gpu_share if embedding else 1 - other.spec.gpu_share
         if isinstance(self.engine, LlmEngine):
-            self.engine.set_stretch(self.slowdown * share, now)
+            self.engine.set_stretch(stretch, now)
         else:
-            self.engine.stretch = self.slowdown * share
+            self.engine.stretch = stretch
+
+    def gauges(self) -> EngineGauges:
+        """What ``/metrics`` would say now."""
+        engine = self.engine
+        if isinstance(engine, EmbeddingEngine):
+            return EngineGauges(float(engine.running), float(engine.waiting))
+        return EngineGauges(
+            float(engine.running),
+            float(engine.waiting),
+            1 - engine.free_tokens / engine.spec.profile.kv_tokens,
+            float(engine.preemptions),
+        )
 
 
 def make_engine(spec: LlmEngineSpec | EmbeddingEngineSpec) -> AnyEngine:
@@ -100,7 +112,7 @@ def make_nodes(specs: list[NodeSpec]) -> list[Node]:
         if spec.spec.name in names:
             raise SettingsError(f"two engines are named {spec.spec.name!r}.")
         names.add(spec.spec.name)
-        node = Node(index, spec, make_engine(spec.engine), spec.up)
+        node = Node(index, spec, make_engine(spec.engine), up=not spec.spec.cold)
         nodes.append(node)
         if spec.gpu is None:
             continue

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sage_bench.simulation.records import Column, Records
 from sage_bench.simulation.step_profile import StepProfile
@@ -77,11 +78,11 @@ def fairness(
     return _figures(service, backlogged)
 
 
-def _figures(service: Column, backlogged: Column) -> Fairness:
+def _figures(service: Column, backlogged: NDArray[np.bool_]) -> Fairness:
     indices: list[float] = []
     worst = 0.0
     lead = np.zeros((service.shape[1], service.shape[1]))
-    for got, active in zip(service, backlogged.astype(bool), strict=True):
+    for got, active in zip(service, backlogged, strict=True):
         both = active[:, None] & active[None, :]
         lead = np.where(both, lead + got[:, None] - got[None, :], 0.0)
         if active.sum() < 2:

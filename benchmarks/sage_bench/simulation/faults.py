@@ -63,7 +63,7 @@ class Fault:
     def state(self) -> EngineState | None:
         """What probes will find; None: they notice nothing."""
         if self.kind == "crash":
-            return EngineState.SUSPECT
+            return EngineState.DOWN
         return EngineState.READY if self.kind == "start" else None
 
     def apply(self, node: Node, now: float) -> Fault | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sage_bench.simulation.embedding_engine import EmbeddingEngine
 from sage_bench.simulation.fairness import fairness
@@ -33,10 +34,10 @@ def measure(simulation: Simulation, warmup_s: float, end_s: float) -> Figures:
     return figures
 
 
-def good(columns: dict[str, Column], traffic: Traffic) -> Column:
+def good(columns: dict[str, Column], traffic: Traffic) -> NDArray[np.bool_]:
     """Whether each request was answered within all of its workload's SLOs."""
     slo = traffic.slo
-    ok = columns["outcome"] == Outcome.DONE
+    ok: NDArray[np.bool_] = columns["outcome"] == Outcome.DONE
     ttft = columns["ttft_s"] if traffic.stream else columns["e2e_s"]
     if slo.ttft_s is not None:
         ok = ok & (ttft <= slo.ttft_s)
@@ -45,11 +46,15 @@ def good(columns: dict[str, Column], traffic: Traffic) -> Column:
         ok = ok & (~np.isfinite(tpot) | (tpot <= slo.tpot_s))  # one token has no TPOT
     if slo.e2e_s is not None:
         ok = ok & (columns["e2e_s"] <= slo.e2e_s)
-    return np.asarray(ok)
+    return ok
 
 
 def _workload(
-    columns: dict[str, Column], mine: Column, traffic: Traffic, warmup_s: float, end_s: float
+    columns: dict[str, Column],
+    mine: NDArray[np.bool_],
+    traffic: Traffic,
+    warmup_s: float,
+    end_s: float,
 ) -> Figures:
     at = columns["at"]
     offered = mine & (at >= warmup_s) & (at < end_s)
@@ -86,33 +91,33 @@ def _workload(
     return figures
 
 
-def _share(flags: Column) -> float:
+def _share(flags: NDArray[np.bool_]) -> float:
     return float(flags.mean()) if len(flags) else math.nan
 
 
 def _cluster(simulation: Simulation, records: Records, warmup_s: float, end_s: float) -> Figures:
     columns = records.columns()
-    span = simulation.now or math.nan
-    llm = [n for n in simulation.nodes if isinstance(n.engine, LlmEngine)]
+    span = simulation.queue.now or math.nan
+    llm = [n for n in simulation.fleet.nodes if isinstance(n.engine, LlmEngine)]
     figures: Figures = {
-        "wasted_tokens": float(simulation.wasted_tokens),
+        "wasted_tokens": float(simulation.fleet.wasted_tokens),
         "recomputed_tokens": float(
             sum(n.engine.recomputed_tokens for n in llm if isinstance(n.engine, LlmEngine))
         ),
         "preemptions": float(
             sum(n.engine.preemptions for n in llm if isinstance(n.engine, LlmEngine))
         ),
-        "events": float(simulation.events),
+        "events": float(simulation.queue.events),
         "llm_busy": float(np.mean([n.engine.busy_s for n in llm]) / span) if llm else math.nan,
     }
-    embed = [n.engine for n in simulation.nodes if isinstance(n.engine, EmbeddingEngine)]
+    embed = [n.engine for n in simulation.fleet.nodes if isinstance(n.engine, EmbeddingEngine)]
     if embed:
         figures["embedding_busy"] = float(np.mean([e.busy_s for e in embed]) / span)
     done = (columns["outcome"] == Outcome.DONE) & (columns["at"] >= warmup_s)
     if llm and done.any():
         where = columns["engine"][done].astype(np.int64)
         tokens = (columns["prompt"] + columns["output"])[done]
-        by_engine = np.bincount(where, weights=tokens, minlength=len(simulation.nodes))
+        by_engine = np.bincount(where, weights=tokens, minlength=len(simulation.fleet.nodes))
         loads = by_engine[[n.index for n in llm]]
         figures["hottest_engine"] = float(loads.max() / loads.mean()) if loads.mean() else math.nan
     if llm and isinstance(llm[0].engine, LlmEngine):

@@ -34,6 +34,8 @@ class LlmGroup(_Spec):
     max_waiting: int | None = Field(None, ge=0)
     gpu: str | None = None
     told_profile: bool = True
+    told_speed: bool = True
+    cold: bool = False
     price: float = Field(1.0, gt=0)
 
 
@@ -52,8 +54,10 @@ class EmbeddingGroup(_Spec):
     max_batch_tokens: int = Field(8192, ge=1)
     gpu: str | None = None
     gpu_share: float = Field(0.5, gt=0, lt=1)
-    device: Literal["gpu", "cpu"] = "gpu"
+    device: Literal["cuda", "cpu"] = "cuda"
     told_profile: bool = True
+    told_speed: bool = True
+    cold: bool = False
     price: float = Field(1.0, gt=0)
 
 
