@@ -56,6 +56,7 @@ class Variant:
     use: str
     options: dict[str, Any]
     engines: dict[str, Any]
+    without: tuple[str, ...] = ()
 
 
 def variants(policy: PolicySpec) -> list[Variant]:
@@ -84,6 +85,7 @@ def variants(policy: PolicySpec) -> list[Variant]:
                 policy.use,
                 {**policy.options, **options},
                 {**policy.engines, **engines},
+                tuple(policy.without),
             )
         )
     return found
@@ -118,7 +120,12 @@ def assemble(
     workloads = {workload.name: workload for workload in spec.workloads}
     noise = np.random.default_rng([seed, 1_000_003])
     return Simulation(
-        [node for group in spec.engines for node in _nodes(group, variant)],
+        [
+            node
+            for group in spec.engines
+            if group.name not in variant.without
+            for node in _nodes(group, variant)
+        ],
         [_source(spec, i, w, seed, base) for i, w in enumerate(spec.workloads)],
         make,
         Surroundings(

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from sage_bench.simulation.assembly import Variant, assemble, variants
+from sage_bench.simulation.controller import check_controller
 from sage_bench.simulation.metrics import Figures, measure
-from sage_bench.simulation.scenario import ScenarioSpec
+from sage_bench.simulation.scenario import PolicySpec, ScenarioSpec
 from sage_prefect.common.errors import BenchmarkError, near_name
 
 Report = Callable[[str, int, int], None]
@@ -97,8 +98,11 @@ def run_scenario(
         processes: how many simulations run at once, each in a process of its own.
 
     Raises:
+        UnknownNameError: a policy's name is not known.
         SageError: the scenario cannot be built.
     """
+    for policy in spec.policies:
+        check_controller(policy.use)
     jobs = [
         (spec, variant, seed, base)
         for policy in spec.policies
@@ -124,28 +128,42 @@ def _runs(
         yield from pool.map(run_one, *zip(*jobs, strict=True))
 
 
-def best_variants(runs: Sequence[Run], by: str | None) -> list[PolicyResult]:
-    """One result per policy: its best variant by the mean of metric ``by`` (larger is better).
+def best_variants(runs: Sequence[Run], spec: ScenarioSpec) -> list[PolicyResult]:
+    """One result per policy: its best variant (see :class:`PolicySpec`).
 
     Raises:
-        BenchmarkError: a policy has several variants and ``by`` is None, or names no metric.
+        BenchmarkError: a policy has several variants and nothing says which is best, or a metric
+            is not known.
     """
+    policies = {policy.label: policy for policy in spec.policies}
     results = []
-    for policy in dict.fromkeys(run.policy for run in runs):
-        found = {
-            name: PolicyResult(policy, name, tuple(r for r in runs if r.variant == name))
-            for name in dict.fromkeys(r.variant for r in runs if r.policy == policy)
-        }
-        if len(found) > 1 and by is None:
-            raise BenchmarkError(
-                f"policy {policy!r} has {len(found)} variants and the scenario no best_by.",
-                hint="Set best_by to a metric, e.g. interactive.goodput.",
-            )
-        names = (
-            sorted(found, key=lambda n: -np.nan_to_num(found[n].mean(by or "")))
-            if by
-            else list(found)
-        )
-        best = found[names[0]]
-        results.append(PolicyResult(policy, best.variant, best.runs, tuple(names[1:])))
+    for name in dict.fromkeys(run.policy for run in runs):
+        policy = policies[name]
+        found = [
+            PolicyResult(name, label, tuple(r for r in runs if r.variant == label))
+            for label in dict.fromkeys(r.variant for r in runs if r.policy == name)
+        ]
+        best = found[0]
+        if len(found) > 1:
+            best = _best(policy, policy.best_by or spec.best_by, spec.best_by, found)
+        others = tuple(item.variant for item in found if item is not best)
+        results.append(PolicyResult(name, best.variant, best.runs, others))
     return results
+
+
+def _best(
+    policy: PolicySpec, by: str | None, otherwise: str | None, found: Sequence[PolicyResult]
+) -> PolicyResult:
+    if by is None:
+        raise BenchmarkError(
+            f"policy {policy.label!r} has {len(found)} variants and no best_by.",
+            hint="Set best_by to a metric, e.g. interactive.goodput.",
+        )
+    able = [
+        item
+        for item in found
+        if all(item.mean(metric) >= least for metric, least in policy.floor.items())
+    ]
+    if not able and otherwise is not None:
+        by = otherwise
+    return max(able or found, key=lambda item: float(np.nan_to_num(item.mean(by), nan=-np.inf)))

@@ -180,8 +180,10 @@ class WorkloadSpec(_Spec):
 class PolicySpec(_Spec):
     """A policy or a baseline, with the engines it needs.
 
-    ``engines`` overrides keys of every LLM group. ``tune`` gives lists for such keys or options:
-    each combination runs, and the best by the scenario's ``best_by`` stands for the policy.
+    ``engines`` overrides keys of every LLM group; ``without`` leaves engine groups out. ``tune``
+    gives lists for such keys or options: each combination runs, and the best stands for the
+    policy: the one with the highest ``best_by`` (the scenario's, unless the policy has its own)
+    among those whose mean figures reach ``floor``, or among all if none does.
     """
 
     use: str
@@ -189,6 +191,9 @@ class PolicySpec(_Spec):
     options: dict[str, Any] = {}
     engines: dict[str, Any] = {}
     tune: dict[str, list[Any]] = {}
+    without: list[str] = []
+    best_by: str | None = None
+    floor: dict[str, float] = {}
 
     @property
     def label(self) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from sage_bench.simulation.controller import check_controller
 from sage_bench.simulation.scenario import ScenarioSpec
 from sage_prefect.common.errors import SettingsError, UnknownNameError, near_name
 
@@ -42,7 +41,6 @@ def read_scenario(file: Path) -> ScenarioSpec:
 
     Raises:
         SettingsError: the file cannot be read, is no YAML mapping, or holds something wrong.
-        UnknownNameError: a policy's name is not known.
     """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -58,18 +56,35 @@ def parse_scenario(content: Any, where: str = "scenario") -> ScenarioSpec:
 
     Raises:
         SettingsError: names each wrong key or value, with the nearest known key.
-        UnknownNameError: a policy's name is not known.
     """
     if not isinstance(content, dict):
         raise SettingsError(f"{where} holds a {type(content).__name__}, not a mapping.")
     try:
-        spec = ScenarioSpec.model_validate(content)
+        return ScenarioSpec.model_validate(content)
     except ValidationError as error:
         wrong = [_explain(item) for item in error.errors()]
         raise SettingsError(f"{where}: {'; '.join(wrong)}.") from None
-    for policy in spec.policies:
-        check_controller(policy.use)
-    return spec
+
+
+def narrowed(
+    spec: ScenarioSpec, policies: list[str] | None = None, duration_s: float | None = None
+) -> ScenarioSpec:
+    """The scenario with some of its policies, or of another length (warm-up in proportion).
+
+    Raises:
+        UnknownNameError: the scenario has no such policy.
+    """
+    update: dict[str, Any] = {}
+    if policies:
+        known = {policy.label: policy for policy in spec.policies}
+        for name in policies:
+            if name not in known:
+                raise UnknownNameError(f"policy of scenario {spec.name}", name, known)
+        update["policies"] = [known[name] for name in policies]
+    if duration_s is not None:
+        update["warmup_s"] = spec.warmup_s * duration_s / spec.duration_s
+        update["duration_s"] = duration_s
+    return spec.model_copy(update=update)
 
 
 def _explain(item: Any) -> str:
