@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter
 
@@ -27,9 +28,10 @@ class EngineLoad:
     """
 
     __slots__ = (
+        "_assumed", "_dirty_at",
         "_promises", "_rate", "_rate_at", "batch", "batch_preferred", "budget", "context", "entry",
         "kv_limit", "kv_tokens", "latency", "latency_at", "model", "preemptions",
-        "prefill", "promise_s", "ttft_promise_s", "usual_prompt", "waiting", "window",
+        "prefill", "promise_s", "sampled_at", "ttft_promise_s", "usual_prompt", "waiting", "window",
     )  # fmt: skip
 
     def __init__(self, entry: EngineEntry, rules: WindowRules) -> None:
@@ -55,12 +57,17 @@ class EngineLoad:
         self.promise_s = _NO_PROMISE
         """Time per token promised to latency requests that were here lately."""
         self.ttft_promise_s = _NO_PROMISE
+        self.sampled_at = -math.inf
+        """When the model last learned from a stream's pace here: its neighbours show the same."""
         self.usual_prompt = 512.0
         """Uncached tokens of a latency request, a running mean."""
         self.preemptions = 0.0
         self._rate = 0.0
         self._rate_at = -math.inf
+        self._dirty_at = -math.inf  # when a prompt was last on its way
         self._promises: Counter[float] = Counter()
+        # Answers that do not stream show no first token: it is taken to come when predicted.
+        self._assumed: list[tuple[float, int, ScheduledRequest, float]] = []
 
     # -- reading --------------------------------------------------------------------------
 
@@ -74,6 +81,10 @@ class EngineLoad:
         if self._rate <= 0.0:
             return 0.0
         return self._rate * math.exp((self._rate_at - now) / PREFILL_RATE_TAU_S)
+
+    def is_clean(self, since: float) -> bool:
+        """Whether nothing but decoding has gone on since then, and nothing was learned of it."""
+        return self.prefill <= 0.0 and self._dirty_at <= since and self.sampled_at <= since
 
     def tightest_tpot(self) -> float:
         """The tightest promise on time per token among the requests inside; infinity: none."""
@@ -105,6 +116,10 @@ class EngineLoad:
         request.prefill_ahead = self.prefill
         request.load_at_dispatch = (self.latency + self.batch, self.context)
         request.dispatched_at = now
+        request.prefilling = True
+        if not request.info.stream:
+            at = now + self.ttft(uncached)
+            heapq.heappush(self._assumed, (at, request.seq, request, now))
         self.prefill += uncached
         self.waiting += 1
         self.context += kv
@@ -124,20 +139,30 @@ class EngineLoad:
         if self.batch >= self.window.batch:
             self.window.full_batch = True
 
-    def first_token(self, request: ScheduledRequest) -> None:
+    def assume(self, now: float) -> None:
+        """Take the prompts to be through whose time has come and that will not say so."""
+        while self._assumed and self._assumed[0][0] <= now:
+            _, _, request, sent_at = heapq.heappop(self._assumed)
+            if request.dispatched_at == sent_at and request.engine == self.entry.name:
+                self.first_token(request, now)
+
+    def first_token(self, request: ScheduledRequest, now: float) -> None:
         """Its prompt is through."""
-        self.prefill = max(0.0, self.prefill - request.uncached)
+        if not request.prefilling:
+            return
+        request.prefilling = False
         self.waiting -= 1
+        self.prefill = max(0.0, self.prefill - request.uncached) if self.waiting else 0.0
+        self._dirty_at = now
 
     def grow(self, request: ScheduledRequest, tokens: int) -> None:
         """Its answer has become longer."""
         request.context += tokens
         self.context += tokens
 
-    def leave(self, request: ScheduledRequest) -> None:
+    def leave(self, request: ScheduledRequest, now: float) -> None:
         """It has ended here, well or not."""
-        if request.first_token_at is None:
-            self.first_token(request)
+        self.first_token(request, now)
         self.context = max(0.0, self.context - request.context)
         request.context = 0.0
         if request.band is Band.BATCH:

@@ -21,10 +21,27 @@ _MAX_PREFILL_SHARE = 0.8
 UNKNOWN = EngineProfile(c0=0.02, a=1e-4, b=5e-4, g=2e-7, s0=0.005, alpha=5e-5, source="unknown")
 
 
+# Variances over that of a sample's error (about 10 ms): a given profile is right within a third.
+_TRUSTED, _UNTRUSTED = (1.0, 0.04, 0.03), (10.0, 10.0, 10.0)
+
+
 class EngineModel:
     """Predicts time to first token and time per output token of one engine, in seconds."""
 
-    __slots__ = ("_cov", "_prior", "_scale", "a", "b", "c0", "g", "known", "kp", "kt", "samples")
+    __slots__ = (
+        "_cov",
+        "_most",
+        "_prior",
+        "_scale",
+        "a",
+        "b",
+        "c0",
+        "g",
+        "known",
+        "kp",
+        "kt",
+        "samples",
+    )
 
     def __init__(self, prior: EngineProfile | None) -> None:
         self.known = prior is not None and prior.c0 + prior.b > 0
@@ -36,7 +53,9 @@ class EngineModel:
         self.samples = 0
         # Inputs are scaled to about 1, so that one forgetting factor serves all three.
         self._scale = (1.0, 1 / 32, 1 / 32_768)
-        self._cov = [[1.0 if i == j else 0.0 for j in range(3)] for i in range(3)]
+        trust = _UNTRUSTED if base is UNKNOWN else _TRUSTED
+        self._most = trust
+        self._cov = [[trust[i] if i == j else 0.0 for j in range(3)] for i in range(3)]
 
     # -- predictions ----------------------------------------------------------------------
 
@@ -64,36 +83,38 @@ class EngineModel:
 
     # -- learning -------------------------------------------------------------------------
 
-    def saw_tpot(self, seconds: float, n: float, context: float, prefill_rate: float) -> None:
-        """A stream's time per token, measured over some tokens with about this load."""
-        predicted = self.tpot_s(n, context, prefill_rate)
-        if not 0 < seconds < 60 or predicted <= 0:
+    def saw_step(self, seconds: float, n: float, context: float) -> None:
+        """A stream's time per token while nothing but decoding went on, with this load."""
+        if not 0 < seconds < 60:
             return
-        share = min(_MAX_PREFILL_SHARE, self.a * prefill_rate)
-        self._fit(seconds * (1.0 - share), n, context)
+        self._fit(seconds, n, context)
         self.samples += 1
         if self.samples >= 16:
             self.known = True
-        ratio = seconds / self.tpot_s(n, context, prefill_rate) * self.kp
-        self.kp = _clamped(self.kp + _RESIDUAL_RATE * (ratio - self.kp), 1.0, CLAMP)
+
+    def saw_tpot(self, seconds: float, predicted: float) -> None:
+        """A whole answer's mean time per token beside what was predicted for its life."""
+        if 0 < seconds < 60 and predicted > 0:
+            ratio = min(CLAMP, max(1 / CLAMP, seconds / predicted))
+            self.kp += _RESIDUAL_RATE * 0.2 * (ratio * self.kp - self.kp)
+            self.kp = min(CLAMP, max(1 / CLAMP, self.kp))
 
     def saw_ttft(
         self, seconds: float, ahead: float, prompt: float, n: float, context: float, budget: float
     ) -> None:
         """A request's time from its dispatch to its first token, with the load at its dispatch."""
-        predicted = self.ttft_s(ahead, prompt, n, context, budget) / self.kt
+        predicted = self.ttft_s(ahead, prompt, n, context, budget)
         if not 0 < seconds < 600 or predicted <= 0:
             return
-        tokens = ahead + prompt
-        if tokens > 256:
-            # What the decode steps do not explain is prefill.
-            step = (self.c0 + self.b * n + self.g * context) * (1.0 + tokens / budget)
-            seen = (seconds - step) / tokens
-            if seen > 0:
-                low, high = self._bounds(self._prior.a)
-                self.a = min(high, max(low, self.a + 0.02 * (seen - self.a)))
-        ratio = min(16.0, seconds / predicted)
-        self.kt = _clamped(self.kt + _RESIDUAL_RATE * 0.5 * (ratio - self.kt), 1.0, CLAMP)
+        if ahead <= 0.0 and prompt > 256:
+            # Alone in the queue: what the decode step (and the one under way) leaves is prefill.
+            step = (self.c0 + self.b * n + self.g * context) * (1.5 + prompt / budget)
+            seen = (seconds - step) / prompt
+            low, high = self._bounds(self._prior.a)
+            self.a = min(high, max(low, self.a + 0.05 * (seen - self.a)))
+        ratio = min(CLAMP, max(1 / CLAMP, seconds / predicted))
+        self.kt += _RESIDUAL_RATE * 0.5 * (ratio * self.kt - self.kt)
+        self.kt = min(CLAMP, max(1 / CLAMP, self.kt))
 
     # -- inside ---------------------------------------------------------------------------
 
@@ -108,8 +129,15 @@ class EngineModel:
         for i in range(3):
             for j in range(3):
                 cov[i][j] = (cov[i][j] - gain * px[i] * px[j]) / FORGETTING
-            # Without variety in the load forgetting would let the matrix grow without bound.
-            cov[i][i] = min(cov[i][i], 10.0)
+        for i in range(3):
+            # Sequences and context rise and fall together: without bound, forgetting would let the
+            # fit drift along what the load never varies.
+            most = self._most[i]
+            if cov[i][i] > most:
+                shrink = (most / cov[i][i]) ** 0.5
+                for j in range(3):
+                    cov[i][j] *= shrink
+                    cov[j][i] *= shrink
         prior = self._prior
         self.c0 = self._moved(self.c0 + step[0], prior.c0)
         self.b = self._moved(self.b + step[1], prior.b)
@@ -122,7 +150,3 @@ class EngineModel:
     def _bounds(self, prior: float) -> tuple[float, float]:
         wide = CLAMP if self._prior is not UNKNOWN else 100.0
         return prior / wide, prior * wide
-
-
-def _clamped(value: float, around: float, factor: float) -> float:
-    return min(around * factor, max(around / factor, value))

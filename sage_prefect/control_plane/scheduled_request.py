@@ -40,6 +40,8 @@ class ScheduledRequest:
     uncached: float = 0.0
     """Prompt tokens that its engine was believed to have to compute."""
     cached: float = 0.0
+    prefilling: bool = False
+    """Inside an engine, and its prompt is not known to be through."""
     prefill_ahead: float = 0.0
     load_at_dispatch: tuple[float, float] = (0.0, 0.0)
     """(sequences, context tokens) inside its engine when it came there."""

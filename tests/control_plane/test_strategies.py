@@ -53,7 +53,7 @@ def test_least_outstanding_fills_the_emptiest() -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(UnknownNameError, match="fifo, least_outstanding"):
+    with pytest.raises(UnknownNameError, match="fifo, hybrid, least_outstanding"):
         check_policy("nonsense")
     assert check_policy("fifo") == "fifo"
 

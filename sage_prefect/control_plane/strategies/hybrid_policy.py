@@ -39,6 +39,8 @@ _DEFAULT_OUTPUT = 256
 _REFERENCE_BATCH = 64
 """Sequences that share an iteration's fixed cost, for the currency of virtual time."""
 _MAX_CREDIT_S = 2.0
+_JUDGED_TOKENS = 8
+"""A mean over fewer tokens says little of the whole answer's."""
 _EXPLAINED = 8
 
 
@@ -208,7 +210,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         prompt = float(request.info.prompt_tokens)
         self._enter(request, self._loads[entry.name], prompt, now)
         if request.first_token_at is not None:
-            self._loads[entry.name].first_token(request)
+            self._loads[entry.name].first_token(request, now)
 
     def first_token(self, request: ScheduledRequest, now: float) -> bool:
         load = self._loads.get(request.engine or "")
@@ -219,7 +221,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         load.model.saw_ttft(
             inside, request.prefill_ahead, request.uncached, n, context, load.budget
         )
-        load.first_token(request)
+        load.first_token(request, now)
         request.progress_at = now
         if request.band is not Band.BATCH and request.ttft_slo_s < math.inf:
             load.window.saw_ttft((now - request.arrived) / request.ttft_slo_s)
@@ -239,12 +241,14 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         load = self._loads.get(entry.name)
         if load is None:
             return
-        load.leave(request)
+        load.leave(request, now)
         self._running[request.info.tenant] = self._running.get(request.info.tenant, 1) - 1
         served = request.cost_s
         if done is not None:
             self._index_learn(request, entry, done)
             served = self._served_s(load, request, done)
+            if done.output_tokens is not None and done.output_tokens > _JUDGED_TOKENS:
+                self._judge_pace(request, load, done.output_tokens - 1, now)
             if request.band is not Band.BATCH:
                 pool = self._pools.get(request.info.model)
                 if pool is not None:
@@ -304,15 +308,9 @@ class HybridSchedulingPolicy(SchedulingPolicy):
 
     def _pick(self, pool: _Pool, now: float) -> tuple[ScheduledRequest, EngineEntry] | None:
         self._adapt(pool, now)
-        bands = pool.queue.bands
-        order = [band for band in Band if bands[band].size]
-        # A lower band whose guaranteed share is due goes first.
-        due = [b for b in order if b and pool.credit[b] > 0.0]
-        for band in (*reversed(due), *order):
-            head = bands[band].head()
-            if head is None or (band in due and pool.credit[band] < head.cost_s):
-                continue
-            if self._is_full(head):
+        for band in self._order(pool):
+            head = pool.queue.bands[band].head()
+            if head is None or self._is_full(head):
                 continue
             chosen = pool.choice.choose(head, self._candidates(pool, head), now)
             if chosen is None:
@@ -326,6 +324,19 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             pool.drain.drained(band, head.cost_s, now)
             return head, load.entry
         return None
+
+    def _order(self, pool: _Pool) -> list[Band]:
+        """Bands with requests: first a lower one whose guaranteed share is due, then by urgency."""
+        bands = pool.queue.bands
+        order = [band for band in Band if bands[band].size]
+        if len(order) > 1:
+            for band in reversed(order[1:]):
+                head = bands[band].head()
+                if head is not None and 0.0 < head.cost_s <= pool.credit[band]:
+                    order.remove(band)
+                    order.insert(0, band)
+                    break
+        return order
 
     def _is_full(self, request: ScheduledRequest) -> bool:
         tenant = self._tenants.get(request.info.tenant)
@@ -423,7 +434,9 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         self, request: ScheduledRequest, load: EngineLoad, uncached: float, now: float
     ) -> None:
         prompt = float(request.info.prompt_tokens)
-        load.enter(request, uncached, prompt + (request.info.output_estimate or 256) / 2, now)
+        # A stream tells how it grows; another answer is counted at half its length.
+        output = request.info.output_estimate or _DEFAULT_OUTPUT
+        load.enter(request, uncached, prompt + (0 if request.info.stream else output / 2), now)
         request.cached = prompt - uncached
         request.chunks = 0
         if request.info.prefix and self._parameters.prefix:
@@ -455,9 +468,20 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         request.progress_at = now
         if took <= 0:
             return
-        pace = took / chunks
-        load.model.saw_tpot(pace, load.running, load.context, load.prefill_rate(now))
-        if request.band is not Band.BATCH and request.tpot_slo_s < math.inf:
+        if load.is_clean(now - took):
+            load.model.saw_step(took / chunks, load.running, load.context)
+            load.sampled_at = now
+        if request.chunks >= _JUDGED_TOKENS:
+            self._judge_pace(request, load, request.chunks, now)
+
+    def _judge_pace(
+        self, request: ScheduledRequest, load: EngineLoad, tokens: int, now: float
+    ) -> None:
+        """Hold a latency request's mean time per token so far against its promise."""
+        if request.band is Band.BATCH or request.tpot_slo_s == math.inf:
+            return
+        if request.first_token_at is not None and tokens > 0:
+            pace = (now - request.first_token_at) / tokens
             load.window.saw_tpot(pace / request.tpot_slo_s)
 
     def _touch(self, request: ScheduledRequest) -> bool:
@@ -474,6 +498,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             if load.entry.state in (EngineState.READY, EngineState.WARMING)
         ]
         for load in loads:
+            load.assume(now)
             load.window.turn(now)
         if self._parameters.partition and self._parameters.gate and loads:
             promises = [load.promise_s for load in loads if load.promise_s < math.inf]
