@@ -9,9 +9,9 @@ from sage_prefect.control_plane.events import Band, BandSpec
 from sage_prefect.control_plane.window import WindowRules
 
 DEFAULT_BANDS: dict[Band, BandSpec] = {
-    Band.CRITICAL: BandSpec(Band.CRITICAL, 1.0, 0.05, 0.0, None, 0.5),
-    Band.INTERACTIVE: BandSpec(Band.INTERACTIVE, 2.0, 0.1, 0.0, 30.0, 0.35),
-    Band.STANDARD: BandSpec(Band.STANDARD, 10.0, 0.15, 0.02, 120.0, 0.6),
+    Band.CRITICAL: BandSpec(Band.CRITICAL, 1.0, 0.05, 0.0, None, 0.3),
+    Band.INTERACTIVE: BandSpec(Band.INTERACTIVE, 2.0, 0.1, 0.0, 30.0, 0.2),
+    Band.STANDARD: BandSpec(Band.STANDARD, 10.0, 0.15, 0.02, 120.0, 0.4),
     Band.BATCH: BandSpec(Band.BATCH, None, None, 0.05, 900.0, None),
 }
 """Wishes where request and configuration name none."""
@@ -58,7 +58,7 @@ class HybridParameters:
     waiting: int = 2
     """Requests without a first token per engine, beyond one token budget of prefill."""
     drain_tau: float = 5.0
-    standing: float = 2.0
+    standing: float = 0.25
     partition_period: float = 5.0
     partition_step: float = 10.0
     partition_margin: float = 0.95
