@@ -12,9 +12,11 @@ import enum
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-Kind = Literal["chat", "completion", "embedding"]
+PREFIX_BLOCK_TOKENS = 64
+
+Kind = Literal["chat", "completion", "embedding", "rerank"]
 
 
 class Band(enum.IntEnum):
@@ -35,10 +37,16 @@ class EngineState(str, enum.Enum):
     """Whether an engine may get new requests."""
 
     READY = "ready"
+    COLD = "cold"
+    """It is being started and cannot serve yet: requests with time to spare may wait for it."""
+    WARMING = "warming"
+    """It serves, from empty caches and with a small window."""
     SUSPECT = "suspect"
     """It failed; it is probed and gets nothing until it answers again."""
     DRAINING = "draining"
     """It finishes what it has and gets nothing new."""
+    DOWN = "down"
+    """It does not answer probes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,48 @@ class RequestInfo:
     deadline: float | None = None
     """Absolute time after which nobody wants the answer."""
     session: str | None = None
+    ttft_slo_s: float | None = None
+    """Wished time to the first token; None: the band's."""
+    tpot_slo_s: float | None = None
+    """Wished time per output token after the first; None: the band's."""
+    output_estimate: int | None = None
+    """Likely length of the answer, learned from earlier ones of this tenant and model."""
+    prefix: tuple[int, ...] = ()
+    """Chain hashes of the prompt's leading blocks of ``PREFIX_BLOCK_TOKENS`` tokens: an equal hash
+    at place i means that the first i + 1 blocks are equal."""
+    inputs: tuple[int, ...] = ()
+    """Of an embedding or rerank call: estimated tokens of each input."""
+    input_keys: tuple[int, ...] = ()
+    """Hash of each input, for de-duplication; empty: none is known to equal another."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProfile:
+    """How long an engine's work takes, in seconds: the prior that is corrected online.
+
+    An LLM iteration with p prefill tokens, n decoding sequences and C tokens of their context takes
+    ``c0 + a*p + b*n + g*C``; an embedding call over t tokens ``s0 + alpha*t``.
+    """
+
+    c0: float = 0.0
+    a: float = 0.0
+    b: float = 0.0
+    g: float = 0.0
+    s0: float = 0.0
+    alpha: float = 0.0
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineGauges:
+    """What an engine says of itself; late, so it only corrects drift. None: not said."""
+
+    running: float | None = None
+    waiting: float | None = None
+    kv_usage: float | None = None
+    """Used share of the KV cache, 0 to 1."""
+    preemptions: float | None = None
+    """Counter since its start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +121,43 @@ class EngineSpec:
     """The window: requests that may be inside the engine at once."""
     driver: str = "openai"
     device: str = "cpu"
+    price: float = 1.0
+    """Cost of its time, relative to other engines."""
+    profile: EngineProfile | None = None
+    kv_tokens: int | None = None
+    """Tokens that its KV cache holds."""
+    max_batch_tokens: int | None = None
+    """Token budget of one iteration (LLM) or one call (embedding)."""
+    padded: bool = False
+    """An embedding engine that pads a batch to its longest input."""
+    cold: bool = False
+    """It is not up yet: it starts as COLD."""
+
+
+@dataclass(frozen=True, slots=True)
+class BandSpec:
+    """Promises and guards of one band."""
+
+    band: Band
+    ttft_slo_s: float | None = None
+    tpot_slo_s: float | None = None
+    min_share: float = 0.0
+    """Share of engine time that it gets although more urgent bands wait."""
+    age_limit_s: float | None = None
+    """After this wait a request moves up by one band."""
+    reject_share: float | None = None
+    """Rejected at arrival when the predicted wait is over this share of its slack; None: never."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantSpec:
+    """What one tenant gets."""
+
+    name: str
+    weight: float = 1.0
+    """Share of engine time beside other tenants of its band."""
+    max_queued: int | None = None
+    max_running: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +243,27 @@ class EngineReport:
     engine: str
     state: EngineState
     detail: str = ""
+    gauges: EngineGauges | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDone:
+    """The engine has answered a batch. Each request of it is done when all its inputs are."""
+
+    batch_id: int
+    prompt_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFailed:
+    """A batch failed. ``bad_input``: the engine blames what it was sent, not itself."""
+
+    batch_id: int
+    engine: str
+    cause: FailureCause
+    retryable: bool
+    bad_input: bool = False
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +296,20 @@ class LimitsChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class BandsChanged:
+    """New promises for the named bands; the others keep theirs."""
+
+    bands: tuple[BandSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TenantsChanged:
+    """All tenants anew. Requests of one that is gone stay, with weight 1."""
+
+    tenants: tuple[TenantSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Timer:
     """The time that a ``SetTimer`` named has come."""
 
@@ -199,11 +321,15 @@ Event: TypeAlias = (
     | Done
     | Failed
     | Cancel
+    | BatchDone
+    | BatchFailed
     | EngineReport
     | EngineAdded
     | EngineRemoved
     | PolicyChanged
     | LimitsChanged
+    | BandsChanged
+    | TenantsChanged
     | Timer
 )
 
@@ -218,6 +344,25 @@ class Dispatch:
     request_id: str
     engine: str
     attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPart:
+    """One input of a batch: input ``index`` of a request, and where else its result belongs."""
+
+    request_id: str
+    index: int
+    copies: tuple[tuple[str, int], ...] = ()
+    """(request_id, index) of equal inputs, which are not sent again."""
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchBatch:
+    """Send these inputs to this engine in one call. Answered by BatchDone or BatchFailed."""
+
+    batch_id: int
+    engine: str
+    parts: tuple[BatchPart, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,4 +393,4 @@ class SetTimer:
     at: float
 
 
-Action: TypeAlias = Dispatch | Reject | Abort | SetTimer
+Action: TypeAlias = Dispatch | DispatchBatch | Reject | Abort | SetTimer

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from abc import abstractmethod
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 from sage_prefect.control_plane.ledger import EngineEntry, Ledger
@@ -53,17 +54,23 @@ class _Line:
 class ArrivalOrderPolicy(SchedulingPolicy):
     """Oldest request first; a subclass says which engine is best by :meth:`placement_key`."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        super().__init__(ledger)
+    def __init__(self, ledger: Ledger, rng: Random) -> None:
+        super().__init__(ledger, rng)
         self._lines: dict[str, _Line] = {}
         self._size = 0
         self._placement = PlacementIndex(ledger, self.placement_key)
         # Models whose head may have become dispatchable since the last look.
-        self._touched: set[str] = set()
+        # In order of notice: a set's order would differ from process to process, and the replay of
+        # a policy that draws lots with it.
+        self._touched: dict[str, None] = {}
 
     @abstractmethod
     def placement_key(self, entry: EngineEntry) -> Key:
         """An engine's score; the smallest wins."""
+
+    def place(self, request: ScheduledRequest) -> EngineEntry | None:
+        """The engine that the request would go to now, or None."""
+        return self._placement.best(request.info.model, request.tried)
 
     def add(self, request: ScheduledRequest, now: float) -> None:
         model = request.info.model
@@ -72,7 +79,7 @@ class ArrivalOrderPolicy(SchedulingPolicy):
             line = self._lines[model] = _Line()
         line.push(request)
         self._size += 1
-        self._touched.add(model)
+        self._touched[model] = None
 
     def remove(self, request: ScheduledRequest) -> None:
         line = self._lines.get(request.info.model)
@@ -88,9 +95,9 @@ class ArrivalOrderPolicy(SchedulingPolicy):
         for model in list(self._touched):
             line = self._lines.get(model)
             head = line.head() if line is not None else None
-            entry = self._placement.best(model, head.tried) if head is not None else None
+            entry = self.place(head) if head is not None else None
             if head is None or entry is None:
-                self._touched.discard(model)
+                self._touched.pop(model, None)
             elif chosen is None or head.seq < chosen[0].seq:
                 chosen = (head, entry)
         if chosen is not None:
@@ -100,7 +107,7 @@ class ArrivalOrderPolicy(SchedulingPolicy):
     def engine_changed(self, entry: EngineEntry) -> None:
         self._placement.update(entry)
         if self._lines and entry.room > 0:
-            self._touched.update(model for model in entry.spec.models if model in self._lines)
+            self._touched.update((m, None) for m in entry.spec.models if m in self._lines)
 
     def pending(self) -> Iterator[ScheduledRequest]:
         everything = [r for line in self._lines.values() for r in line.waiting.values()]

@@ -1,0 +1,1 @@
+"""Discrete-event simulation of engines and gateways; it drives the production scheduler."""

@@ -1,0 +1,1 @@
+"""Workloads: arrival processes, lengths, tenants, sessions, and readers of public traces."""
