@@ -13,6 +13,7 @@ from sage_bench.simulation.faults import Fault
 from sage_bench.simulation.flight import Batch, Flight, Job
 from sage_bench.simulation.llm_engine import LlmEngine
 from sage_bench.simulation.sequence import Sequence as LlmSequence
+from sage_prefect.common.errors import BenchmarkError
 from sage_prefect.control_plane.events import FailureCause
 
 
@@ -83,8 +84,12 @@ class Fleet:
             sequence = LlmSequence(
                 job, request.prompt, request.output, priority, request.chain, request.chain_after
             )
+            try:
+                engine.submit(sequence, now)
+            except BenchmarkError as error:
+                self._listener.failed(job, node, FailureCause.STATUS, f"400: {error.message}")
+                return
             job.work = sequence
-            engine.submit(sequence, now)
         else:
             lengths = job.lengths if isinstance(job, Batch) else job.request.inputs
             call = EmbeddingCall(job, lengths)

@@ -29,6 +29,9 @@ def measure(simulation: Simulation, warmup_s: float, end_s: float) -> Figures:
         mine = columns["traffic"] == number
         for name, value in _workload(columns, mine, traffic, warmup_s, end_s).items():
             figures[f"{traffic.name}.{name}"] = value
+    for number, (at_s, engine) in enumerate(simulation.slowdowns):
+        for name, value in _shift(columns, records.engines.index(engine), at_s).items():
+            figures[f"fault{number}.{name}"] = value
     for name, value in _cluster(simulation, records, warmup_s, end_s).items():
         figures[f"all.{name}"] = value
     return figures
@@ -89,6 +92,16 @@ def _workload(
     total = columns["prompt"][finished].sum()
     figures["cached_share"] = float(columns["cached"][finished].sum() / total) if total else 0.0
     return figures
+
+
+def _shift(columns: dict[str, Column], engine: int, at_s: float) -> Figures:
+    """An engine's share of what was dispatched in 60 s before a fault, and from 10 s to 40 s after
+    it."""
+    sent = columns["at"] + columns["queued_s"]
+    mine = columns["engine"] == engine
+    before = (sent >= at_s - 60) & (sent < at_s)
+    after = (sent >= at_s + 10) & (sent < at_s + 40)
+    return {"share_before": _share(mine[before]), "share_after": _share(mine[after])}
 
 
 def _share(flags: NDArray[np.bool_]) -> float:

@@ -57,6 +57,14 @@ class Simulation:
         self.queue = EventQueue()
         self.fleet = Fleet(nodes, self.queue, self, faults)
         self.around = around
+        self.slowdowns = [
+            (fault.at_s, node.name)
+            for fault in faults
+            if fault.kind == "slow"
+            for node in self.fleet.nodes
+            if fault.hits(node.name)
+        ]
+        """When which engine becomes slow."""
         self.weights = dict(weights or {})
         self.records = Records([node.name for node in self.fleet.nodes])
         self.clients = Clients(
