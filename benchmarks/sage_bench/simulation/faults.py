@@ -74,8 +74,9 @@ class Fault:
             node.up, after = False, "start"
             engine.crash()
         elif self.kind == "start":
-            node.up = True
-            node.restart()
+            if not node.up:
+                node.up = True
+                node.restart()
         elif self.kind in ("slow", "fast"):
             node.slowdown = 1 / self.factor if self.kind == "slow" else 1.0
             node.apply_stretch(now)

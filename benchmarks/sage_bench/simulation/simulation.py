@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sage_bench.simulation.clients import Clients
 from sage_bench.simulation.cluster import Node, NodeSpec
-from sage_bench.simulation.controller import ControllerFactory
+from sage_bench.simulation.controller import Controller, ControllerFactory
 from sage_bench.simulation.event_queue import EventQueue
 from sage_bench.simulation.faults import Fault
 from sage_bench.simulation.fleet import Fleet
@@ -79,6 +79,11 @@ class Simulation:
             Gateway(i, controllers(), self.queue, self.fleet, self.clients, facts, around, journal)
             for i in range(around.gateways)
         ]
+
+    @property
+    def controllers(self) -> list[Controller]:
+        """What decides, one per gateway."""
+        return [gateway.controller for gateway in self.gateways]
 
     def run(self) -> Records:
         """Run until the last open-loop request has ended, or the time to drain is over."""
