@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from sage_prefect.control_plane.events import EngineSpec, EngineState
 
+_SERVING = (EngineState.READY, EngineState.WARMING)
+
 
 @dataclass(slots=True, eq=False)
 class EngineEntry:
@@ -38,7 +40,7 @@ class EngineEntry:
     @property
     def room(self) -> int:
         """Requests that it may take now."""
-        if self.leaving or self.state is not EngineState.READY:
+        if self.leaving or self.state not in _SERVING:
             return 0
         return max(0, self.spec.max_concurrency - len(self.running))
 
@@ -49,6 +51,7 @@ class Ledger:
     def __init__(self) -> None:
         self._engines: dict[str, EngineEntry] = {}
         self._pools: dict[str, dict[str, EngineEntry]] = {}
+        self._members: dict[str, tuple[EngineEntry, ...]] = {}
         self._turn = 0
 
     # -- reading --------------------------------------------------------------------------
@@ -63,6 +66,13 @@ class Ledger:
     def pool(self, model: str) -> Mapping[str, EngineEntry]:
         """The engines that serve ``model``, whatever their state; empty for an unknown model."""
         return self._pools.get(model, {})
+
+    def members(self, model: str) -> tuple[EngineEntry, ...]:
+        """The engines of :meth:`pool`, to be drawn from by number."""
+        members = self._members.get(model)
+        if members is None:
+            members = self._members[model] = tuple(self.pool(model).values())
+        return members
 
     def models(self) -> list[str]:
         """Names of all models that some engine serves."""
@@ -84,7 +94,9 @@ class Ledger:
             entry = self._engines[spec.name] = EngineEntry(spec)
         else:
             self._leave_pools(entry)
-            entry.spec, entry.state, entry.leaving = spec, EngineState.READY, False
+            entry.spec, entry.leaving = spec, False
+        entry.state = EngineState.COLD if spec.cold else EngineState.READY
+        self._members.clear()
         for model in spec.models:
             self._pools.setdefault(model, {})[spec.name] = entry
         entry.version += 1
@@ -150,6 +162,7 @@ class Ledger:
     # -- inside ---------------------------------------------------------------------------
 
     def _leave_pools(self, entry: EngineEntry) -> None:
+        self._members.clear()
         for model in entry.spec.models:
             pool = self._pools.get(model)
             if pool is not None:

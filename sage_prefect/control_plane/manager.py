@@ -11,12 +11,18 @@ import heapq
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 from sage_prefect.control_plane.events import (
     Abort,
     Action,
     Arrival,
+    Band,
+    BandsChanged,
+    BandSpec,
+    BatchDone,
+    BatchFailed,
     Cancel,
     Dispatch,
     Done,
@@ -34,6 +40,8 @@ from sage_prefect.control_plane.events import (
     Progress,
     Reject,
     SetTimer,
+    TenantsChanged,
+    TenantSpec,
     Timer,
 )
 from sage_prefect.control_plane.ledger import EngineEntry, Ledger
@@ -43,6 +51,8 @@ from sage_prefect.control_plane.strategies import POLICIES, make_policy
 _MAX_KNOWN_LISTED = 20
 _UNAVAILABLE_RETRY_S = 2  # a supervised engine is usually back within seconds
 _RATE_TIME_CONSTANT_S = 5.0
+# One that is being started is worth waiting for.
+_MAY_SERVE = (EngineState.READY, EngineState.WARMING, EngineState.COLD)
 
 
 class ControlPlaneManager:
@@ -52,17 +62,26 @@ class ControlPlaneManager:
         policy: name of the scheduling policy.
         limits: caps of queue and retries.
         remember: how many ended requests :meth:`explain` still knows.
+        seed: of the policies' random numbers: equal seeds and events give equal decisions.
 
     Raises:
         UnknownNameError: the policy is not known.
     """
 
     def __init__(
-        self, policy: str = "fifo", limits: Limits | None = None, *, remember: int = 1024
+        self,
+        policy: str = "fifo",
+        limits: Limits | None = None,
+        *,
+        remember: int = 1024,
+        seed: int = 0,
     ) -> None:
         self.ledger = Ledger()
         self.limits = limits or Limits()
-        self.policy = make_policy(policy, self.ledger)
+        self._rng = Random(seed)
+        self._bands: dict[Band, BandSpec] = {}
+        self._tenants: dict[str, TenantSpec] = {}
+        self.policy = make_policy(policy, self.ledger, self._rng)
         self.ignored = 0
         """Events that made no sense; they changed nothing."""
         self.queued_bytes = 0
@@ -82,11 +101,15 @@ class ControlPlaneManager:
             Done: self._on_done,
             Failed: self._on_failed,
             Cancel: self._on_cancel,
+            BatchDone: self._on_batch,
+            BatchFailed: self._on_batch,
             EngineReport: self._on_engine_report,
             EngineAdded: self._on_engine_added,
             EngineRemoved: self._on_engine_removed,
             PolicyChanged: self._on_policy_changed,
             LimitsChanged: self._on_limits_changed,
+            BandsChanged: self._on_bands_changed,
+            TenantsChanged: self._on_tenants_changed,
             Timer: self._on_timer,
         }
 
@@ -128,7 +151,7 @@ class ControlPlaneManager:
         self._live[info.request_id] = request
         if not pool:
             return [self._refuse(request, 404, "model_not_found", self._unknown_model(info.model))]
-        if not any(entry.state is EngineState.READY for entry in pool.values()):
+        if not any(entry.state in _MAY_SERVE for entry in pool.values()):
             return [self._refuse_unavailable(request)]
         if info.deadline is not None and info.deadline <= now:
             return [
@@ -158,6 +181,17 @@ class ControlPlaneManager:
                         retry_after=self._retry_after(now),
                     )
                 )
+            elif (refusal := self.policy.admit(request, now)) is not None:
+                self._dequeue(request)
+                actions.append(
+                    self._refuse(
+                        request,
+                        429,
+                        "overloaded",
+                        refusal.message,
+                        retry_after=refusal.retry_after_s,
+                    )
+                )
             else:
                 self._wait(request, now, actions)
         return actions
@@ -166,21 +200,23 @@ class ControlPlaneManager:
         request = self._live.get(event.request_id)
         if request is None or request.state != "running":
             return self._ignore()
+        if request.first_token_at is not None:
+            return self._ignore()
         request.first_token_at = now
-        return []
+        return self._pump(now) if self.policy.first_token(request, now) else []
 
     def _on_progress(self, event: Progress, now: float) -> list[Action]:
         request = self._live.get(event.request_id)
         if request is None or request.state != "running" or event.chunks < 0:
             return self._ignore()
         request.chunks += event.chunks
-        return []
+        return self._pump(now) if self.policy.progressed(request, event.chunks, now) else []
 
     def _on_done(self, event: Done, now: float) -> list[Action]:
         request = self._live.get(event.request_id)
         if request is None or request.state != "running" or request.engine is None:
             return self._ignore()
-        self._settle(request)
+        self._settle(request, event)
         self._count_drained(now)
         request.note(
             now, "done", prompt_tokens=event.prompt_tokens, output_tokens=event.output_tokens
@@ -198,11 +234,12 @@ class ControlPlaneManager:
             now, "attempt failed", engine=event.engine, cause=event.cause.value, why=event.message
         )
         others = event.retryable and any(
-            entry.state is EngineState.READY and name not in request.tried
+            entry.state in _MAY_SERVE and name not in request.tried
             for name, entry in self.ledger.pool(request.info.model).items()
         )
         if others and request.attempts <= self.limits.max_retries:
             request.engine = None
+            request.first_token_at = None
             request.state = "queued"
             self._enqueue(request, now)
             actions = self._pump(now)
@@ -255,6 +292,8 @@ class ControlPlaneManager:
         entry = self.ledger.get(event.engine)
         if entry is None or entry.leaving:
             return self._ignore()
+        if event.gauges is not None:
+            self.policy.reported(entry, event.gauges, now)
         changed = self.ledger.set_state(event.engine, event.state)
         if changed is None:
             return []
@@ -277,12 +316,33 @@ class ControlPlaneManager:
     def _on_policy_changed(self, event: PolicyChanged, now: float) -> list[Action]:
         if event.policy not in POLICIES:
             return self._ignore()
-        before, after = self.policy, make_policy(event.policy, self.ledger)
+        before, after = self.policy, make_policy(event.policy, self.ledger, self._rng)
+        after.configure(self._bands, self._tenants)
+        for request in self._live.values():
+            entry = self.ledger.get(request.engine or "")
+            if request.state == "running" and entry is not None:
+                after.adopt(request, entry, now)
         for request in before.pending():
             request.note(now, "policy changed", policy=event.policy)
+            request.waits_in = None
             after.add(request, now)
         self.policy = after
         return self._pump(now)
+
+    def _on_bands_changed(self, event: BandsChanged, now: float) -> list[Action]:
+        self._bands.update({spec.band: spec for spec in event.bands})
+        self.policy.configure(self._bands, self._tenants)
+        return self._pump(now)
+
+    def _on_tenants_changed(self, event: TenantsChanged, now: float) -> list[Action]:
+        if any(not spec.weight > 0 for spec in event.tenants):
+            return self._ignore()
+        self._tenants = {spec.name: spec for spec in event.tenants}
+        self.policy.configure(self._bands, self._tenants)
+        return self._pump(now)
+
+    def _on_batch(self, event: BatchDone | BatchFailed, now: float) -> list[Action]:
+        return self._ignore()
 
     def _on_limits_changed(self, event: LimitsChanged, now: float) -> list[Action]:
         self.limits = event.limits
@@ -304,7 +364,10 @@ class ControlPlaneManager:
                 continue
             self._dequeue(request)
             actions.append(self._refuse_late(request, now))
-        self._arm(actions)
+        if len(self.policy):
+            self.policy.tick(now)
+            return actions + self._pump(now)
+        self._arm(actions, now)
         return actions
 
     # -- inside ---------------------------------------------------------------------------
@@ -313,7 +376,8 @@ class ControlPlaneManager:
         actions: list[Action] = []
         if not len(self.policy):
             return actions
-        while (picked := self.policy.next_dispatch(now)) is not None:
+        policy = self.policy
+        while (picked := policy.next_dispatch(now)) is not None:
             request, entry = picked
             info = request.info
             self.queued_bytes -= info.body_bytes
@@ -331,8 +395,9 @@ class ControlPlaneManager:
             request.state = "running"
             request.engine = entry.spec.name
             request.attempts += 1
-            self.policy.engine_changed(entry)
+            policy.load_changed(entry)
             actions.append(Dispatch(info.request_id, entry.spec.name, request.attempts))
+        self._arm(actions, now)
         return actions
 
     @staticmethod
@@ -362,9 +427,14 @@ class ControlPlaneManager:
             ahead=len(self.policy) - 1,
             candidates=self.policy.candidates(request),
         )
-        self._arm(actions)
+        self._arm(actions, now)
 
-    def _arm(self, actions: list[Action]) -> None:
+    def _arm(self, actions: list[Action], now: float) -> None:
+        """See to it that a timer comes for what changes by time alone."""
+        wake = self.policy.wake_at(now) if len(self.policy) else math.inf
+        if wake < self._timer_at:
+            self._timer_at = wake
+            actions.append(SetTimer(wake))
         while self._expiry:
             at, seq, request_id = self._expiry[0]
             request = self._live.get(request_id)
@@ -375,11 +445,12 @@ class ControlPlaneManager:
                 return
             heapq.heappop(self._expiry)
 
-    def _settle(self, request: ScheduledRequest) -> EngineEntry:
+    def _settle(self, request: ScheduledRequest, done: Done | None = None) -> EngineEntry:
         if request.engine is None:
             raise RuntimeError(f"request {request.request_id!r} runs nowhere. This is a bug.")
         entry = self.ledger.settle(request.engine, request.info.request_id)
-        self.policy.engine_changed(entry)
+        self.policy.left(request, entry, done, self._now)
+        self.policy.load_changed(entry)
         return entry
 
     def _end(self, request: ScheduledRequest, state: State) -> None:

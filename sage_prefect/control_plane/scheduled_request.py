@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sage_prefect.control_plane.events import RequestInfo
+from sage_prefect.control_plane.events import Band, RequestInfo
 
 State = Literal["queued", "running", "done", "failed", "rejected", "cancelled"]
 
@@ -28,6 +28,28 @@ class ScheduledRequest:
     give_up_at: float = float("inf")
     first_token_at: float | None = None
     chunks: int = 0
+    dispatched_at: float = 0.0
+    band: Band = Band.STANDARD
+    """In force: its own, or a more urgent one after a long wait."""
+    due: float = float("inf")
+    """By when it should begin, for the order among a tenant's requests."""
+    ttft_slo_s: float = float("inf")
+    tpot_slo_s: float = float("inf")
+    cost_s: float = 0.0
+    """Predicted engine-seconds: charged at dispatch, corrected at the end."""
+    uncached: float = 0.0
+    """Prompt tokens that its engine was believed to have to compute."""
+    cached: float = 0.0
+    prefilling: bool = False
+    """Inside an engine, and its prompt is not known to be through."""
+    prefill_ahead: float = 0.0
+    load_at_dispatch: tuple[float, float] = (0.0, 0.0)
+    """(sequences, context tokens) inside its engine when it came there."""
+    context: float = 0.0
+    """KV tokens that are counted for it in its engine."""
+    progress_at: float = 0.0
+    waits_in: Any = None
+    """The queue that holds it, if any."""
     notes: list[tuple[float, str, dict[str, Any]]] = field(default_factory=list)
     """What ``explain`` tells: (time, what happened, details)."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +28,7 @@ def request(seq: int, **fields: object) -> ScheduledRequest:
 
 
 def dispatch_all(policy_name: str, ledger: Ledger, count: int) -> list[str]:
-    policy = make_policy(policy_name, ledger)
+    policy = make_policy(policy_name, ledger, Random(0))
     engines = []
     for seq in range(count):
         policy.add(request(seq), 0.0)
@@ -51,7 +53,7 @@ def test_least_outstanding_fills_the_emptiest() -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(UnknownNameError, match="fifo, least_outstanding"):
+    with pytest.raises(UnknownNameError, match="fifo, hybrid, least_outstanding"):
         check_policy("nonsense")
     assert check_policy("fifo") == "fifo"
 
@@ -59,7 +61,7 @@ def test_unknown_name() -> None:
 @pytest.mark.parametrize("name", sorted(POLICIES))
 def test_tried_engines_come_last(name: str) -> None:
     ledger = ledger_of(1, 1)
-    policy = make_policy(name, ledger)
+    policy = make_policy(name, ledger, Random(0))
     policy.add(request(0, tried=frozenset({"e0"})), 0.0)
     picked = policy.next_dispatch(0.0)
     assert picked is not None
@@ -72,7 +74,7 @@ def test_tried_engines_come_last(name: str) -> None:
 def test_removed_requests_are_forgotten_and_memory_is_bounded(name: str) -> None:
     ledger = ledger_of(1)
     ledger.charge("e0", "x")
-    policy = make_policy(name, ledger)
+    policy = make_policy(name, ledger, Random(0))
     waiting = [request(seq) for seq in range(10_000)]
     for one in waiting:
         policy.add(one, 0.0)

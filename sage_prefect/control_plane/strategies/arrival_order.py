@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from abc import abstractmethod
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 from sage_prefect.control_plane.ledger import EngineEntry, Ledger
@@ -53,8 +54,8 @@ class _Line:
 class ArrivalOrderPolicy(SchedulingPolicy):
     """Oldest request first; a subclass says which engine is best by :meth:`placement_key`."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        super().__init__(ledger)
+    def __init__(self, ledger: Ledger, rng: Random) -> None:
+        super().__init__(ledger, rng)
         self._lines: dict[str, _Line] = {}
         self._size = 0
         self._placement = PlacementIndex(ledger, self.placement_key)
@@ -64,6 +65,10 @@ class ArrivalOrderPolicy(SchedulingPolicy):
     @abstractmethod
     def placement_key(self, entry: EngineEntry) -> Key:
         """An engine's score; the smallest wins."""
+
+    def place(self, request: ScheduledRequest) -> EngineEntry | None:
+        """The engine that the request would go to now, or None."""
+        return self._placement.best(request.info.model, request.tried)
 
     def add(self, request: ScheduledRequest, now: float) -> None:
         model = request.info.model
@@ -88,7 +93,7 @@ class ArrivalOrderPolicy(SchedulingPolicy):
         for model in list(self._touched):
             line = self._lines.get(model)
             head = line.head() if line is not None else None
-            entry = self._placement.best(model, head.tried) if head is not None else None
+            entry = self.place(head) if head is not None else None
             if head is None or entry is None:
                 self._touched.discard(model)
             elif chosen is None or head.seq < chosen[0].seq:

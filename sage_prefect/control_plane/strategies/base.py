@@ -11,21 +11,38 @@ pending makes overload worse.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from random import Random
 from typing import Any, ClassVar
 
+from sage_prefect.control_plane.events import Band, BandSpec, Done, EngineGauges, TenantSpec
 from sage_prefect.control_plane.ledger import EngineEntry, Ledger
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request is not admitted, and when to try again."""
+
+    message: str
+    retry_after_s: int
+
+
 class SchedulingPolicy(ABC):
-    """Base of all policies. ``ledger`` is shared with the manager and is read only here."""
+    """Base of all policies. ``ledger`` is shared with the manager and is read only here.
+
+    Args:
+        rng: the only source of chance, so that a replay decides alike.
+    """
 
     name: ClassVar[str]
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, rng: Random) -> None:
         self.ledger = ledger
+        self.rng = rng
 
     @abstractmethod
     def add(self, request: ScheduledRequest, now: float) -> None:
@@ -45,7 +62,11 @@ class SchedulingPolicy(ABC):
 
     @abstractmethod
     def engine_changed(self, entry: EngineEntry) -> None:
-        """An engine came, left, changed its state or window, took or finished a request."""
+        """An engine came, left, or changed its state or specification."""
+
+    def load_changed(self, entry: EngineEntry) -> None:
+        """An engine took or finished a request."""
+        self.engine_changed(entry)
 
     @abstractmethod
     def pending(self) -> Iterator[ScheduledRequest]:
@@ -62,3 +83,43 @@ class SchedulingPolicy(ABC):
     @abstractmethod
     def candidates(self, request: ScheduledRequest) -> list[dict[str, Any]]:
         """For ``explain``: engines looked at for this request, each with its score."""
+
+    # -- optional: what a policy may learn from -------------------------------------------
+
+    def configure(self, bands: Mapping[Band, BandSpec], tenants: Mapping[str, TenantSpec]) -> None:
+        """Promises of the bands and shares of the tenants, at the start and when they change."""
+        return None
+
+    def admit(self, request: ScheduledRequest, now: float) -> Refusal | None:
+        """Whether a new request, which no engine took at once, may stay in the queue."""
+        return None
+
+    def adopt(self, request: ScheduledRequest, entry: EngineEntry, now: float) -> None:
+        """A request was sent to an engine by another policy, and is still there."""
+        return None
+
+    def first_token(self, request: ScheduledRequest, now: float) -> bool:
+        """The first token has come; whether a queued request may be able to go now."""
+        return False
+
+    def progressed(self, request: ScheduledRequest, chunks: int, now: float) -> bool:
+        """So many chunks have come since the last time; whether a queued request may go now."""
+        return False
+
+    def left(
+        self, request: ScheduledRequest, entry: EngineEntry, done: Done | None, now: float
+    ) -> None:
+        """The request has ended in its engine; ``done`` is None unless it was answered."""
+        return None
+
+    def reported(self, entry: EngineEntry, gauges: EngineGauges, now: float) -> None:
+        """What an engine says of itself."""
+        return None
+
+    def tick(self, now: float) -> None:
+        """Time has passed: the time that :meth:`wake_at` named, or later."""
+        return None
+
+    def wake_at(self, now: float) -> float:
+        """When to be called again if nothing happens; infinity: never."""
+        return math.inf

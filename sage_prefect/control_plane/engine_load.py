@@ -1,0 +1,185 @@
+"""One engine under the hybrid policy: its model, its windows and what is inside it."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+
+from sage_prefect.control_plane.engine_model import EngineModel
+from sage_prefect.control_plane.events import Band, EngineSpec, EngineState
+from sage_prefect.control_plane.ledger import EngineEntry
+from sage_prefect.control_plane.scheduled_request import ScheduledRequest
+from sage_prefect.control_plane.window import Window, WindowRules
+
+PREFILL_RATE_TAU_S = 4.0
+DEFAULT_BUDGET = 8192
+DEFAULT_KV_TOKENS = 1 << 40
+RECENT_LATENCY_S = 10.0
+_NO_PROMISE = math.inf
+
+
+class EngineLoad:
+    """Counts, predictions and windows of one engine. Times in seconds, lengths in tokens.
+
+    Args:
+        entry: the engine's entry in the ledger.
+        rules: of its windows.
+    """
+
+    __slots__ = (
+        "_assumed", "_dirty_at",
+        "_promises", "_rate", "_rate_at", "batch", "batch_preferred", "budget", "context", "entry",
+        "kv_limit", "kv_tokens", "latency", "latency_at", "model", "preemptions",
+        "prefill", "promise_s", "sampled_at", "ttft_promise_s", "usual_prompt", "waiting", "window",
+    )  # fmt: skip
+
+    def __init__(self, entry: EngineEntry, rules: WindowRules) -> None:
+        spec = entry.spec
+        self.entry = entry
+        self.model = EngineModel(spec.profile)
+        cold = entry.state in (EngineState.COLD, EngineState.WARMING)
+        self.window = Window(spec.max_concurrency, rules, cold=cold)
+        self.kv_tokens = float(spec.kv_tokens or DEFAULT_KV_TOKENS)
+        self.kv_limit = 0.92
+        self.budget = float(spec.max_batch_tokens or DEFAULT_BUDGET)
+        self.latency = 0
+        """Requests of bands before BATCH inside it."""
+        self.batch = 0
+        self.prefill = 0.0
+        """Uncached prompt tokens of requests without a first token."""
+        self.waiting = 0
+        """Requests without a first token."""
+        self.context = 0.0
+        self.batch_preferred = False
+        self.latency_at = -math.inf
+        """When a latency request was last sent here."""
+        self.promise_s = _NO_PROMISE
+        """Time per token promised to latency requests that were here lately."""
+        self.ttft_promise_s = _NO_PROMISE
+        self.sampled_at = -math.inf
+        """When the model last learned from a stream's pace here: its neighbours show the same."""
+        self.usual_prompt = 512.0
+        """Uncached tokens of a latency request, a running mean."""
+        self.preemptions = 0.0
+        self._rate = 0.0
+        self._rate_at = -math.inf
+        self._dirty_at = -math.inf  # when a prompt was last on its way
+        self._promises: Counter[float] = Counter()
+        # Answers that do not stream show no first token: it is taken to come when predicted.
+        self._assumed: list[tuple[float, int, ScheduledRequest, float]] = []
+
+    # -- reading --------------------------------------------------------------------------
+
+    @property
+    def running(self) -> int:
+        """Requests inside."""
+        return self.latency + self.batch
+
+    def prefill_rate(self, now: float) -> float:
+        """Uncached prompt tokens per second sent here, exponentially forgotten."""
+        if self._rate <= 0.0:
+            return 0.0
+        return self._rate * math.exp((self._rate_at - now) / PREFILL_RATE_TAU_S)
+
+    def is_clean(self, since: float) -> bool:
+        """Whether nothing but decoding has gone on since then, and nothing was learned of it."""
+        return self.prefill <= 0.0 and self._dirty_at <= since and self.sampled_at <= since
+
+    def tightest_tpot(self) -> float:
+        """The tightest promise on time per token among the requests inside; infinity: none."""
+        return min(self._promises) if self._promises else _NO_PROMISE
+
+    def tpot_with(self, now: float, prompt: float, kv: float) -> float:
+        """Predicted time per token once a request of ``prompt`` uncached tokens is inside."""
+        rate = self.prefill_rate(now) + prompt / PREFILL_RATE_TAU_S
+        return self.model.tpot_s(self.latency + self.batch + 1, self.context + kv, rate)
+
+    def ttft(self, prompt: float) -> float:
+        """Predicted time to first token of a prompt with so many uncached tokens, sent now."""
+        n = self.latency + self.batch
+        return self.model.ttft_s(self.prefill, prompt, n, self.context, self.budget)
+
+    def respect(self, spec: EngineSpec) -> None:
+        """The engine has (perhaps) another specification."""
+        self.window.ceiling = max(1, spec.max_concurrency)
+        self.window.size = min(self.window.size, self.window.ceiling)
+        self.kv_tokens = float(spec.kv_tokens or DEFAULT_KV_TOKENS)
+        self.budget = float(spec.max_batch_tokens or DEFAULT_BUDGET)
+
+    # -- books ----------------------------------------------------------------------------
+
+    def enter(self, request: ScheduledRequest, uncached: float, kv: float, now: float) -> None:
+        """A request is sent here."""
+        request.uncached = uncached
+        request.context = kv
+        request.prefill_ahead = self.prefill
+        request.load_at_dispatch = (self.latency + self.batch, self.context)
+        request.dispatched_at = now
+        request.prefilling = True
+        if not request.info.stream:
+            at = now + self.ttft(uncached)
+            heapq.heappush(self._assumed, (at, request.seq, request, now))
+        self.prefill += uncached
+        self.waiting += 1
+        self.context += kv
+        self._rate = self.prefill_rate(now) + uncached / PREFILL_RATE_TAU_S
+        self._rate_at = now
+        if request.band is Band.BATCH:
+            self.batch += 1
+        else:
+            self.latency += 1
+            self.latency_at = now
+            self.promise_s, self.ttft_promise_s = request.tpot_slo_s, request.ttft_slo_s
+            self.usual_prompt += 0.05 * (uncached - self.usual_prompt)
+            if request.tpot_slo_s < _NO_PROMISE:
+                self._promises[request.tpot_slo_s] += 1
+        if self.running >= self.window.size - 1:
+            self.window.full = True
+        if self.batch >= self.window.batch:
+            self.window.full_batch = True
+
+    def assume(self, now: float) -> None:
+        """Take the prompts to be through whose time has come and that will not say so."""
+        while self._assumed and self._assumed[0][0] <= now:
+            _, _, request, sent_at = heapq.heappop(self._assumed)
+            if request.dispatched_at == sent_at and request.engine == self.entry.name:
+                self.first_token(request, now)
+
+    def first_token(self, request: ScheduledRequest, now: float) -> None:
+        """Its prompt is through."""
+        if not request.prefilling:
+            return
+        request.prefilling = False
+        self.waiting -= 1
+        self.prefill = max(0.0, self.prefill - request.uncached) if self.waiting else 0.0
+        self._dirty_at = now
+
+    def grow(self, request: ScheduledRequest, tokens: int) -> None:
+        """Its answer has become longer."""
+        request.context += tokens
+        self.context += tokens
+
+    def leave(self, request: ScheduledRequest, now: float) -> None:
+        """It has ended here, well or not."""
+        self.first_token(request, now)
+        self.context = max(0.0, self.context - request.context)
+        request.context = 0.0
+        if request.band is Band.BATCH:
+            self.batch -= 1
+            return
+        self.latency -= 1
+        promise = request.tpot_slo_s
+        if promise < _NO_PROMISE and self._promises[promise] <= 1:
+            del self._promises[promise]
+        elif promise < _NO_PROMISE:
+            self._promises[promise] -= 1
+
+    # -- what engines say -------------------------------------------------------------------
+
+    def saw_preemptions(self, count: float) -> None:
+        """The engine's counter of preempted requests."""
+        if count > self.preemptions > 0:
+            self.window.preempted()
+            self.kv_limit = 0.88
+        self.preemptions = count

@@ -1,0 +1,152 @@
+"""How fast an engine is: an affine model of its iterations, corrected by what it does.
+
+One iteration with n decoding sequences and C tokens of their context takes ``c0 + b*n + g*C``;
+p prefill tokens in it add ``a*p``. While prefill arrives at a rate of pi tokens per second, the
+share ``a*pi`` of the time goes to it: a token comes every ``(c0 + b*n + g*C) / (1 - a*pi)``.
+The constants start from the engine's profile and follow measurements by recursive least squares
+with forgetting, within a factor of ``CLAMP`` of the prior; what the form of the model cannot
+express is left to two slow residual factors.
+"""
+
+from __future__ import annotations
+
+from sage_prefect.control_plane.events import EngineProfile
+
+CLAMP = 4.0
+FORGETTING = 0.995
+_RESIDUAL_RATE = 0.1
+_MAX_PREFILL_SHARE = 0.8
+# A model of which nothing is known: a small LLM on a CPU or a large one on a GPU, within a factor
+# of ten; the first samples move it without a clamp.
+UNKNOWN = EngineProfile(c0=0.02, a=1e-4, b=5e-4, g=2e-7, s0=0.005, alpha=5e-5, source="unknown")
+
+
+# Variances over that of a sample's error (about 10 ms): a given profile is right within a third.
+_TRUSTED, _UNTRUSTED = (1.0, 0.04, 0.03), (10.0, 10.0, 10.0)
+
+
+class EngineModel:
+    """Predicts time to first token and time per output token of one engine, in seconds."""
+
+    __slots__ = (
+        "_cov",
+        "_most",
+        "_prior",
+        "_scale",
+        "a",
+        "b",
+        "c0",
+        "g",
+        "known",
+        "kp",
+        "kt",
+        "samples",
+    )
+
+    def __init__(self, prior: EngineProfile | None) -> None:
+        self.known = prior is not None and prior.c0 + prior.b > 0
+        """Whether a prior was given, or enough was seen to trust the model."""
+        base = prior if prior is not None and self.known else UNKNOWN
+        self._prior = base
+        self.c0, self.a, self.b, self.g = base.c0, base.a, base.b, base.g
+        self.kt = self.kp = 1.0
+        self.samples = 0
+        # Inputs are scaled to about 1, so that one forgetting factor serves all three.
+        self._scale = (1.0, 1 / 32, 1 / 32_768)
+        trust = _UNTRUSTED if base is UNKNOWN else _TRUSTED
+        self._most = trust
+        self._cov = [[trust[i] if i == j else 0.0 for j in range(3)] for i in range(3)]
+
+    # -- predictions ----------------------------------------------------------------------
+
+    def iteration_s(self, n: float, context: float) -> float:
+        """One decode iteration of ``n`` sequences with ``context`` tokens in all."""
+        return self.c0 + self.b * n + self.g * context
+
+    def tpot_s(self, n: float, context: float, prefill_rate: float) -> float:
+        """Time per output token while ``prefill_rate`` prompt tokens arrive per second."""
+        share = self.a * prefill_rate
+        if share > _MAX_PREFILL_SHARE:
+            share = _MAX_PREFILL_SHARE
+        return self.kp * (self.c0 + self.b * n + self.g * context) / (1.0 - share)
+
+    def ttft_s(self, ahead: float, prompt: float, n: float, context: float, budget: float) -> float:
+        """Time until the first token of a prompt of ``prompt`` uncached tokens.
+
+        Args:
+            ahead: uncached tokens of prompts that the engine has got before.
+            budget: tokens of one iteration: each chunk of prefill carries a decode step along.
+        """
+        step = self.c0 + self.b * n + self.g * context
+        tokens = ahead + prompt
+        return self.kt * (self.a * tokens + step * (1.0 + tokens / budget))
+
+    # -- learning -------------------------------------------------------------------------
+
+    def saw_step(self, seconds: float, n: float, context: float) -> None:
+        """A stream's time per token while nothing but decoding went on, with this load."""
+        if not 0 < seconds < 60:
+            return
+        self._fit(seconds, n, context)
+        self.samples += 1
+        if self.samples >= 16:
+            self.known = True
+
+    def saw_tpot(self, seconds: float, predicted: float) -> None:
+        """A whole answer's mean time per token beside what was predicted for its life."""
+        if 0 < seconds < 60 and predicted > 0:
+            ratio = min(CLAMP, max(1 / CLAMP, seconds / predicted))
+            self.kp += _RESIDUAL_RATE * 0.2 * (ratio * self.kp - self.kp)
+            self.kp = min(CLAMP, max(1 / CLAMP, self.kp))
+
+    def saw_ttft(
+        self, seconds: float, ahead: float, prompt: float, n: float, context: float, budget: float
+    ) -> None:
+        """A request's time from its dispatch to its first token, with the load at its dispatch."""
+        predicted = self.ttft_s(ahead, prompt, n, context, budget)
+        if not 0 < seconds < 600 or predicted <= 0:
+            return
+        if ahead <= 0.0 and prompt > 256:
+            # Alone in the queue: what the decode step (and the one under way) leaves is prefill.
+            step = (self.c0 + self.b * n + self.g * context) * (1.5 + prompt / budget)
+            seen = (seconds - step) / prompt
+            low, high = self._bounds(self._prior.a)
+            self.a = min(high, max(low, self.a + 0.05 * (seen - self.a)))
+        ratio = min(CLAMP, max(1 / CLAMP, seconds / predicted))
+        self.kt += _RESIDUAL_RATE * 0.5 * (ratio * self.kt - self.kt)
+        self.kt = min(CLAMP, max(1 / CLAMP, self.kt))
+
+    # -- inside ---------------------------------------------------------------------------
+
+    def _fit(self, seconds: float, n: float, context: float) -> None:
+        """One step of recursive least squares for (c0, b, g)."""
+        x = (self._scale[0], n * self._scale[1], context * self._scale[2])
+        cov = self._cov
+        px = [row[0] * x[0] + row[1] * x[1] + row[2] * x[2] for row in cov]
+        gain = 1.0 / (FORGETTING + x[0] * px[0] + x[1] * px[1] + x[2] * px[2])
+        error = seconds - (self.c0 + self.b * n + self.g * context)
+        step = [gain * error * px[i] * self._scale[i] for i in range(3)]
+        for i in range(3):
+            for j in range(3):
+                cov[i][j] = (cov[i][j] - gain * px[i] * px[j]) / FORGETTING
+        for i in range(3):
+            # Sequences and context rise and fall together: without bound, forgetting would let the
+            # fit drift along what the load never varies.
+            most = self._most[i]
+            if cov[i][i] > most:
+                shrink = (most / cov[i][i]) ** 0.5
+                for j in range(3):
+                    cov[i][j] *= shrink
+                    cov[j][i] *= shrink
+        prior = self._prior
+        self.c0 = self._moved(self.c0 + step[0], prior.c0)
+        self.b = self._moved(self.b + step[1], prior.b)
+        self.g = self._moved(self.g + step[2], prior.g)
+
+    def _moved(self, value: float, prior: float) -> float:
+        low, high = self._bounds(prior)
+        return min(high, max(low, value))
+
+    def _bounds(self, prior: float) -> tuple[float, float]:
+        wide = CLAMP if self._prior is not UNKNOWN else 100.0
+        return prior / wide, prior * wide

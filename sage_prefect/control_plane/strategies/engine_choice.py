@@ -1,0 +1,132 @@
+"""Which engine: a score per candidate, the best one wins, near ties by chance.
+
+Candidates are all engines of a small pool; of a large one the holders of the longest known
+prefixes, the least loaded and two at random. The score of a latency request is its predicted time
+to first token plus the harm that its prompt does to the others inside; without a trusted model it
+is LMetric's product of pending prefill and requests (arXiv 2603.15202). Batch work is packed: into
+batch-preferred engines first, the fullest that takes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from random import Random
+
+from sage_prefect.control_plane.engine_load import EngineLoad
+from sage_prefect.control_plane.events import Band, EngineState
+from sage_prefect.control_plane.hybrid_parameters import HybridParameters
+from sage_prefect.control_plane.prefix_index import PrefixIndex
+from sage_prefect.control_plane.scheduled_request import ScheduledRequest
+
+Scored = tuple[EngineLoad, float, float]
+"""(engine, score, uncached prompt tokens there)"""
+
+
+class EngineChoice:
+    """Chooses among the engines of one model."""
+
+    def __init__(self, parameters: HybridParameters, index: PrefixIndex, rng: Random) -> None:
+        self.parameters = parameters
+        self.index = index
+        self._rng = rng
+
+    def choose(
+        self, request: ScheduledRequest, loads: Iterable[EngineLoad], now: float
+    ) -> tuple[EngineLoad, float] | None:
+        """An engine that takes the request now and what of its prompt is uncached there, or None.
+
+        Args:
+            loads: the candidates; the ones that cannot take it are sorted out here.
+        """
+        fitting: list[Scored] = []
+        desperate: list[Scored] = []
+        prefix = request.info.prefix if self.parameters.prefix else ()
+        prompt = float(request.info.prompt_tokens)
+        kv = prompt + (request.info.output_estimate or 256)
+        batch = request.band is Band.BATCH
+        for load in loads:
+            if not self._may_take(load, request, kv):
+                continue
+            cached = self.index.cached_tokens(load.entry.name, prefix) if prefix else 0.0
+            uncached = max(1.0, prompt - cached)
+            if batch:
+                if self._takes_batch(load, request, uncached, kv, now):
+                    fitting.append((load, self._batch_score(load), uncached))
+                continue
+            score = self._score(load, uncached)
+            if self._keeps_promise(load, request, uncached, kv, now):
+                fitting.append((load, score, uncached))
+            else:
+                desperate.append((load, load.tpot_with(now, uncached, kv), uncached))
+        if not fitting and desperate and self._is_urgent(request, now):
+            fitting = desperate
+        if not fitting:
+            return None
+        fresh = [scored for scored in fitting if scored[0].entry.name not in request.tried]
+        return self._best(fresh or fitting)
+
+    # -- may it go there ------------------------------------------------------------------
+
+    def _may_take(self, load: EngineLoad, request: ScheduledRequest, kv: float) -> bool:
+        entry = load.entry
+        if entry.leaving or entry.state not in (EngineState.READY, EngineState.WARMING):
+            return False
+        inside = len(entry.running)
+        if inside >= entry.spec.max_concurrency or inside >= load.window.size:
+            return False
+        if load.waiting > self.parameters.waiting and load.prefill > load.budget:
+            return False
+        return load.context + kv <= load.kv_limit * load.kv_tokens or not inside
+
+    def _keeps_promise(
+        self, load: EngineLoad, request: ScheduledRequest, uncached: float, kv: float, now: float
+    ) -> bool:
+        if not self.parameters.hold or request.tpot_slo_s == math.inf or not load.model.known:
+            return True
+        promise = self.parameters.latency_gate * min(request.tpot_slo_s, load.tightest_tpot())
+        return not load.running or load.tpot_with(now, uncached, kv) <= promise
+
+    def _is_urgent(self, request: ScheduledRequest, now: float) -> bool:
+        slack = request.due - now
+        return slack < self.parameters.last_resort * request.ttft_slo_s
+
+    def _takes_batch(
+        self, load: EngineLoad, request: ScheduledRequest, uncached: float, kv: float, now: float
+    ) -> bool:
+        parameters = self.parameters
+        if not parameters.gate:
+            return True
+        recent = load.latency > 0 or now - load.latency_at < 10.0
+        if load.batch_preferred and not load.latency:
+            return True
+        if not recent:
+            return True
+        if load.batch >= load.window.batch or not load.model.known:
+            return False
+        tightest = min(load.tightest_tpot(), load.promise_s)
+        if load.tpot_with(now, uncached, kv) > parameters.batch_gate * tightest:
+            return False
+        return load.ttft(uncached + load.usual_prompt) <= parameters.ttft_gate * load.ttft_promise_s
+
+    # -- how good is it -------------------------------------------------------------------
+
+    def _score(self, load: EngineLoad, uncached: float) -> float:
+        if self.parameters.price:
+            return load.entry.spec.price * load.model.a * uncached
+        if not load.model.known:
+            return (load.prefill + uncached + 1.0) * (load.running + 1)
+        harm = self.parameters.harm * load.latency * load.model.a * uncached / 8
+        return load.ttft(uncached) + harm
+
+    @staticmethod
+    def _batch_score(load: EngineLoad) -> float:
+        fullness = load.running / load.window.size
+        return -fullness - (2.0 if load.batch_preferred else 0.0)
+
+    def _best(self, scored: list[Scored]) -> tuple[EngineLoad, float]:
+        best = min(entry[1] for entry in scored)
+        margin = abs(best) * self.parameters.near + 1e-9
+        near = [entry for entry in scored if entry[1] <= best + margin]
+        load, _, uncached = near[0] if len(near) == 1 else self._rng.choice(near)
+        return load, uncached

@@ -1,0 +1,505 @@
+"""``hybrid``: late binding, batch work beside latency work under its promises, fair to tenants.
+
+A request waits at the gateway and is bound to an engine as late as possible, but only where holding
+buys something. Bands go in order, with a small guaranteed share for the lower ones; tenants of a
+band by virtual time in engine-seconds; a tenant's requests by deadline. Batch work enters an engine
+only while its latency requests keep their promises by the engine's own model, trimmed by what is
+measured. Requests that would wait too long are told so at arrival. Sources and evidence:
+docs/decisions/0006.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator, Mapping
+from random import Random
+from typing import Any, ClassVar
+
+from sage_prefect.control_plane.admission import Drain, retry_after_s
+from sage_prefect.control_plane.engine_load import EngineLoad
+from sage_prefect.control_plane.events import (
+    Band,
+    BandSpec,
+    Done,
+    EngineGauges,
+    EngineState,
+    TenantSpec,
+)
+from sage_prefect.control_plane.hybrid_parameters import DEFAULT_BANDS, HybridParameters
+from sage_prefect.control_plane.ledger import EngineEntry, Ledger
+from sage_prefect.control_plane.prefix_index import PrefixIndex
+from sage_prefect.control_plane.queues import Accounts, BandQueue, ModelQueue
+from sage_prefect.control_plane.scheduled_request import ScheduledRequest
+from sage_prefect.control_plane.soft_partition import SoftPartition
+from sage_prefect.control_plane.strategies.base import Refusal, SchedulingPolicy
+from sage_prefect.control_plane.strategies.engine_choice import EngineChoice
+
+_DEFAULT_OUTPUT = 256
+_REFERENCE_BATCH = 64
+"""Sequences that share an iteration's fixed cost, for the currency of virtual time."""
+_MAX_CREDIT_S = 2.0
+_JUDGED_TOKENS = 8
+"""A mean over fewer tokens says little of the whole answer's."""
+_EXPLAINED = 8
+
+
+class _Pool:
+    """One model: its queue, its engines, its partition."""
+
+    __slots__ = ("choice", "credit", "drain", "loads", "partition", "queue", "touched")
+
+    def __init__(self, queue: ModelQueue, choice: EngineChoice, drain: Drain) -> None:
+        self.queue = queue
+        self.choice = choice
+        self.drain = drain
+        self.partition = SoftPartition(choice.parameters)
+        self.loads: dict[str, EngineLoad] = {}
+        self.credit = [0.0] * len(Band)
+        self.touched = True
+        """Something may be able to go since the last look."""
+
+
+class HybridSchedulingPolicy(SchedulingPolicy):
+    """The default policy; its parts can be switched off by ``parameters``."""
+
+    name = "hybrid"
+    parameters: ClassVar[HybridParameters] = HybridParameters()
+
+    def __init__(
+        self, ledger: Ledger, rng: Random, parameters: HybridParameters | None = None
+    ) -> None:
+        super().__init__(ledger, rng)
+        self._parameters = parameters or self.parameters
+        self._bands = dict(DEFAULT_BANDS)
+        self._tenants: Mapping[str, TenantSpec] = {}
+        self._accounts = {band: Accounts() for band in Band}
+        self._pools: dict[str, _Pool] = {}
+        self._loads: dict[str, EngineLoad] = {}
+        self._index = PrefixIndex()
+        self._running: dict[str, int] = {}
+        self._ages: list[tuple[float, int, ScheduledRequest]] = []
+        self._size = 0
+        self._now = 0.0
+        self._tick_at = math.inf
+        for entry in ledger:
+            self.engine_changed(entry)
+
+    def configure(self, bands: Mapping[Band, BandSpec], tenants: Mapping[str, TenantSpec]) -> None:
+        self._bands = {**DEFAULT_BANDS, **bands}
+        self._tenants = tenants
+
+    # -- the queue ------------------------------------------------------------------------
+
+    def add(self, request: ScheduledRequest, now: float) -> None:
+        self._now = now
+        pool = self._pool(request.info.model)
+        band = request.info.band if self._parameters.bands else Band.INTERACTIVE
+        request.band = band
+        self._promise(request, now)
+        request.cost_s = self._cost_s(pool, request)
+        pool.queue.bands[band].push(request)
+        pool.drain.queued[band] += request.cost_s
+        pool.touched = True
+        self._size += 1
+        limit = self._bands[band].age_limit_s
+        if self._parameters.bands and limit is not None and band > Band.CRITICAL:
+            heapq.heappush(self._ages, (request.queued_at + limit, request.seq, request))
+        if band is not Band.BATCH:
+            pool.partition.arrived(now)
+
+    def remove(self, request: ScheduledRequest) -> None:
+        queue = request.waits_in
+        if not isinstance(queue, BandQueue):
+            return
+        pool = self._pool(request.info.model)
+        queue.remove(request)
+        left = pool.drain.queued[request.band] - request.cost_s
+        pool.drain.queued[request.band] = left if queue.size else 0.0
+        self._size -= 1
+
+    def admit(self, request: ScheduledRequest, now: float) -> Refusal | None:
+        spec = self._bands[request.band]
+        tenant = self._tenants.get(request.info.tenant)
+        pool = self._pool(request.info.model)
+        if tenant is not None and tenant.max_queued is not None:
+            account = self._accounts[request.band].of(request.info.tenant)
+            if account.queued > tenant.max_queued:
+                wait = pool.drain.wait_s(request.band, now, 1.0)
+                return Refusal(
+                    f"Tenant {tenant.name!r} has {tenant.max_queued} requests queued, its limit.",
+                    retry_after_s(wait, self.rng.random()),
+                )
+        if not self._parameters.admission or spec.reject_share is None:
+            return None
+        if request.ttft_slo_s == math.inf:
+            return None
+        wait = pool.drain.wait_s(request.band, now, 0.25 * max(1, len(pool.loads)))
+        allowed = spec.reject_share * (request.due - now)
+        if wait <= allowed:
+            pool.drain.below_at[request.band] = now
+            return None
+        if now - pool.drain.below_at[request.band] < self._parameters.standing:
+            return None
+        return Refusal(
+            f"The request would wait about {wait:.1f} s, more than its band allows.",
+            retry_after_s(wait - allowed, self.rng.random()),
+        )
+
+    def next_dispatch(self, now: float) -> tuple[ScheduledRequest, EngineEntry] | None:
+        self._now = now
+        if not self._size:
+            return None
+        for pool in self._pools.values():
+            if pool.touched:
+                picked = self._pick(pool, now)
+                if picked is not None:
+                    return picked
+                pool.touched = False
+        return None
+
+    def pending(self) -> Iterator[ScheduledRequest]:
+        everything = [r for pool in self._pools.values() for r in pool.queue.requests()]
+        return iter(sorted(everything, key=lambda request: request.seq))
+
+    def waiting_for(self, model: str) -> list[ScheduledRequest]:
+        pool = self._pools.get(model)
+        return [] if pool is None else sorted(pool.queue.requests(), key=lambda r: r.seq)
+
+    def __len__(self) -> int:
+        return self._size
+
+    # -- engines --------------------------------------------------------------------------
+
+    def engine_changed(self, entry: EngineEntry) -> None:
+        load = self._loads.get(entry.name)
+        if load is None or load.entry is not entry:
+            load = self._loads[entry.name] = EngineLoad(entry, self._parameters.window)
+            self._index.set_capacity(entry.name, entry.spec.kv_tokens)
+        load.respect(entry.spec)
+        gone = entry.leaving or entry.state in (EngineState.DOWN, EngineState.SUSPECT)
+        if gone:
+            load.batch_preferred = False
+            self._index.forget(entry.name)
+            self._index.set_capacity(entry.name, entry.spec.kv_tokens)
+        models = () if entry.leaving else entry.spec.models
+        for model, pool in self._pools.items():
+            if entry.name in pool.loads and model not in models:
+                del pool.loads[entry.name]
+        for model in models:
+            pool = self._pool(model)
+            pool.loads[entry.name] = load
+            pool.touched = True
+        self.load_changed(entry)
+
+    def load_changed(self, entry: EngineEntry) -> None:
+        if entry.leaving and not entry.running:
+            self._loads.pop(entry.name, None)
+            self._index.forget(entry.name)
+            return
+        for model in entry.spec.models:
+            pool = self._pools.get(model)
+            if pool is not None:
+                pool.touched = True
+
+    def adopt(self, request: ScheduledRequest, entry: EngineEntry, now: float) -> None:
+        pool = self._pool(request.info.model)
+        request.band = request.info.band if self._parameters.bands else Band.INTERACTIVE
+        self._promise(request, now)
+        request.cost_s = self._cost_s(pool, request)
+        prompt = float(request.info.prompt_tokens)
+        self._enter(request, self._loads[entry.name], prompt, now)
+        if request.first_token_at is not None:
+            self._loads[entry.name].first_token(request, now)
+
+    def first_token(self, request: ScheduledRequest, now: float) -> bool:
+        load = self._loads.get(request.engine or "")
+        if load is None:
+            return False
+        inside = now - request.dispatched_at
+        n, context = request.load_at_dispatch
+        load.model.saw_ttft(
+            inside, request.prefill_ahead, request.uncached, n, context, load.budget
+        )
+        load.first_token(request, now)
+        request.progress_at = now
+        if request.band is not Band.BATCH and request.ttft_slo_s < math.inf:
+            load.window.saw_ttft((now - request.arrived) / request.ttft_slo_s)
+        return self._touch(request)
+
+    def progressed(self, request: ScheduledRequest, chunks: int, now: float) -> bool:
+        load = self._loads.get(request.engine or "")
+        if load is None or chunks < 1:
+            return False
+        load.grow(request, chunks)
+        self._saw_pace(request, load, chunks, now)
+        return False
+
+    def left(
+        self, request: ScheduledRequest, entry: EngineEntry, done: Done | None, now: float
+    ) -> None:
+        load = self._loads.get(entry.name)
+        if load is None:
+            return
+        load.leave(request, now)
+        self._running[request.info.tenant] = self._running.get(request.info.tenant, 1) - 1
+        served = request.cost_s
+        if done is not None:
+            self._index_learn(request, entry, done)
+            served = self._served_s(load, request, done)
+            if done.output_tokens is not None and done.output_tokens > _JUDGED_TOKENS:
+                self._judge_pace(request, load, done.output_tokens - 1, now)
+            if request.band is not Band.BATCH:
+                pool = self._pools.get(request.info.model)
+                if pool is not None:
+                    pool.partition.finished(now - request.dispatched_at)
+        elif request.first_token_at is None:
+            served = 0.0
+        self._charge(request, served - request.cost_s)
+        if not self._running[request.info.tenant]:
+            del self._running[request.info.tenant]
+        self._touch(request)
+
+    def reported(self, entry: EngineEntry, gauges: EngineGauges, now: float) -> None:
+        load = self._loads.get(entry.name)
+        if load is not None and gauges.preemptions is not None:
+            load.saw_preemptions(gauges.preemptions)
+
+    # -- time -----------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        self._now = now
+        while self._ages and self._ages[0][0] <= now:
+            _, _, request = heapq.heappop(self._ages)
+            if request.waits_in is not None:
+                self._promote(request, now)
+        for pool in self._pools.values():
+            if pool.queue.size:
+                pool.touched = True
+                self._adapt(pool, now)
+
+    def wake_at(self, now: float) -> float:
+        return now + self._parameters.tick if self._size else math.inf
+
+    # -- explaining -----------------------------------------------------------------------
+
+    def candidates(self, request: ScheduledRequest) -> list[dict[str, Any]]:
+        pool = self._pools.get(request.info.model)
+        listed: list[dict[str, Any]] = []
+        for load in list(pool.loads.values())[:_EXPLAINED] if pool is not None else ():
+            prompt = float(request.info.prompt_tokens)
+            cached = self._index.cached_tokens(load.entry.name, request.info.prefix)
+            listed.append(
+                {
+                    "engine": load.entry.name,
+                    "state": load.entry.state.value,
+                    "in_flight": len(load.entry.running),
+                    "window": load.window.size,
+                    "batch": [load.batch, load.window.batch],
+                    "batch_preferred": load.batch_preferred,
+                    "cached_tokens": round(cached),
+                    "ttft_s": round(load.ttft(max(1.0, prompt - cached)), 4),
+                    "tpot_s": round(load.tpot_with(self._now, prompt - cached, prompt), 5),
+                }
+            )
+        return listed
+
+    # -- inside: who ----------------------------------------------------------------------
+
+    def _pick(self, pool: _Pool, now: float) -> tuple[ScheduledRequest, EngineEntry] | None:
+        self._adapt(pool, now)
+        for band in self._order(pool):
+            head = pool.queue.bands[band].head()
+            if head is None or self._is_full(head):
+                continue
+            chosen = pool.choice.choose(head, self._candidates(pool, head), now)
+            if chosen is None:
+                # Room that this one could not use, a less urgent one may not either, except
+                # batch work on engines that prefer it.
+                continue
+            load, uncached = chosen
+            self.remove(head)
+            self._enter(head, load, uncached, now)
+            self._credit(pool, head)
+            pool.drain.drained(band, head.cost_s, now)
+            return head, load.entry
+        return None
+
+    def _order(self, pool: _Pool) -> list[Band]:
+        """Bands with requests: first a lower one whose guaranteed share is due, then by urgency."""
+        bands = pool.queue.bands
+        order = [band for band in Band if bands[band].size]
+        if len(order) > 1:
+            for band in reversed(order[1:]):
+                head = bands[band].head()
+                if head is not None and 0.0 < head.cost_s <= pool.credit[band]:
+                    order.remove(band)
+                    order.insert(0, band)
+                    break
+        return order
+
+    def _is_full(self, request: ScheduledRequest) -> bool:
+        tenant = self._tenants.get(request.info.tenant)
+        if tenant is None or tenant.max_running is None:
+            return False
+        return self._running.get(request.info.tenant, 0) >= tenant.max_running
+
+    def _candidates(self, pool: _Pool, request: ScheduledRequest) -> list[EngineLoad]:
+        loads = pool.loads
+        if len(loads) <= self._parameters.scan:
+            return list(loads.values())
+        names = list(loads)
+        chosen = {name: loads[name] for name in self.rng.sample(names, 4)}
+        prefix = request.info.prefix
+        if prefix and self._parameters.prefix:
+            for name in self._index.holders(prefix):
+                if name in loads:
+                    chosen[name] = loads[name]
+        return list(chosen.values())
+
+    def _credit(self, pool: _Pool, request: ScheduledRequest) -> None:
+        bands = pool.queue.bands
+        for band in (Band.STANDARD, Band.BATCH):
+            if band is request.band:
+                pool.credit[band] = max(0.0, pool.credit[band] - request.cost_s)
+            elif band > request.band and bands[band].size:
+                share = self._bands[band].min_share * request.cost_s
+                pool.credit[band] = min(_MAX_CREDIT_S, pool.credit[band] + share)
+
+    def _promote(self, request: ScheduledRequest, now: float) -> None:
+        """Up by one band; it keeps its tenant and is charged there."""
+        pool = self._pool(request.info.model)
+        self.remove(request)
+        request.band = Band(request.band - 1)
+        pool.queue.bands[request.band].push(request)
+        pool.drain.queued[request.band] += request.cost_s
+        self._size += 1
+        limit = self._bands[request.band].age_limit_s
+        if limit is not None and request.band > Band.INTERACTIVE:
+            heapq.heappush(self._ages, (now + limit, request.seq, request))
+
+    # -- inside: books --------------------------------------------------------------------
+
+    def _pool(self, model: str) -> _Pool:
+        pool = self._pools.get(model)
+        if pool is None:
+            parts = self._parameters
+            queue = ModelQueue(
+                model, self._accounts, by_deadline=parts.by_deadline, fair=parts.fair
+            )
+            choice = EngineChoice(parts, self._index, self.rng)
+            engines = self.ledger.pool(model)
+            drain = Drain(parts.drain_tau, float(max(1, len(engines))), self._now)
+            pool = self._pools[model] = _Pool(queue, choice, drain)
+            for name in engines:
+                if name in self._loads:
+                    pool.loads[name] = self._loads[name]
+        return pool
+
+    def _promise(self, request: ScheduledRequest, now: float) -> None:
+        spec, info = self._bands[request.band], request.info
+        ttft = info.ttft_slo_s or spec.ttft_slo_s
+        tpot = info.tpot_slo_s or spec.tpot_slo_s
+        request.ttft_slo_s = ttft if ttft is not None else math.inf
+        request.tpot_slo_s = tpot if tpot is not None else math.inf
+        due = request.arrived + request.ttft_slo_s
+        if info.deadline is not None:
+            due = min(due, info.deadline)
+        request.due = due
+
+    def _cost_s(self, pool: _Pool, request: ScheduledRequest) -> float:
+        load = next(iter(pool.loads.values()), None)
+        if load is None:
+            return 0.01
+        info = request.info
+        return self._engine_s(load, info.prompt_tokens, info.output_estimate or _DEFAULT_OUTPUT)
+
+    @staticmethod
+    def _engine_s(load: EngineLoad, prompt: float, output: float) -> float:
+        model = load.model
+        step = model.c0 / _REFERENCE_BATCH + model.b + model.g * (prompt + output / 2)
+        return model.a * prompt + output * step
+
+    def _served_s(self, load: EngineLoad, request: ScheduledRequest, done: Done) -> float:
+        prompt = float(
+            done.prompt_tokens if done.prompt_tokens is not None else request.info.prompt_tokens
+        )
+        cached = done.cached_tokens if done.cached_tokens is not None else request.cached
+        output = done.output_tokens if done.output_tokens is not None else request.chunks
+        model = load.model
+        saved = model.a * min(prompt, max(0.0, float(cached)))
+        return max(0.0, self._engine_s(load, prompt, float(output)) - saved)
+
+    def _enter(
+        self, request: ScheduledRequest, load: EngineLoad, uncached: float, now: float
+    ) -> None:
+        prompt = float(request.info.prompt_tokens)
+        # A stream tells how it grows; another answer is counted at half its length.
+        output = request.info.output_estimate or _DEFAULT_OUTPUT
+        load.enter(request, uncached, prompt + (0 if request.info.stream else output / 2), now)
+        request.cached = prompt - uncached
+        request.chunks = 0
+        if request.info.prefix and self._parameters.prefix:
+            self._index.record(load.entry.name, request.info.prefix)
+        self._running[request.info.tenant] = self._running.get(request.info.tenant, 0) + 1
+        account = self._accounts[request.band].of(self._flow(request))
+        self._charge(request, request.cost_s)
+        self._accounts[request.band].present = max(
+            self._accounts[request.band].present, account.virtual
+        )
+
+    def _flow(self, request: ScheduledRequest) -> str:
+        return request.info.tenant if self._parameters.fair else ""
+
+    def _charge(self, request: ScheduledRequest, seconds: float) -> None:
+        tenant = self._tenants.get(request.info.tenant)
+        weight = tenant.weight if tenant is not None else 1.0
+        account = self._accounts[request.band].of(self._flow(request))
+        account.virtual += seconds / weight
+
+    def _index_learn(self, request: ScheduledRequest, entry: EngineEntry, done: Done) -> None:
+        if done.cached_tokens is not None:
+            self._index.learn(entry.name, request.cached, done.cached_tokens)
+
+    def _saw_pace(
+        self, request: ScheduledRequest, load: EngineLoad, chunks: int, now: float
+    ) -> None:
+        took = now - request.progress_at
+        request.progress_at = now
+        if took <= 0:
+            return
+        if load.is_clean(now - took):
+            load.model.saw_step(took / chunks, load.running, load.context)
+            load.sampled_at = now
+        if request.chunks >= _JUDGED_TOKENS:
+            self._judge_pace(request, load, request.chunks, now)
+
+    def _judge_pace(
+        self, request: ScheduledRequest, load: EngineLoad, tokens: int, now: float
+    ) -> None:
+        """Hold a latency request's mean time per token so far against its promise."""
+        if request.band is Band.BATCH or request.tpot_slo_s == math.inf:
+            return
+        if request.first_token_at is not None and tokens > 0:
+            pace = (now - request.first_token_at) / tokens
+            load.window.saw_tpot(pace / request.tpot_slo_s)
+
+    def _touch(self, request: ScheduledRequest) -> bool:
+        pool = self._pools.get(request.info.model)
+        if pool is None or not pool.queue.size:
+            return False
+        pool.touched = True
+        return True
+
+    def _adapt(self, pool: _Pool, now: float) -> None:
+        loads = [
+            load
+            for load in pool.loads.values()
+            if load.entry.state in (EngineState.READY, EngineState.WARMING)
+        ]
+        for load in loads:
+            load.assume(now)
+            load.window.turn(now)
+        if self._parameters.partition and self._parameters.gate and loads:
+            promises = [load.promise_s for load in loads if load.promise_s < math.inf]
+            pool.partition.turn(now, loads, min(promises, default=0.1))

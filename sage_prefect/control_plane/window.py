@@ -1,0 +1,100 @@
+"""How many requests one engine may hold: a window for all, a smaller one for batch work.
+
+Additive increase while full and clean, multiplicative decrease when the measured p95 nears the
+promise. Latency is judged by time per token and time to first token, never by the whole answer's
+time, which its length dominates (a gradient on that would throttle a healthy engine).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+START, FLOOR, CEILING = 16, 4, 256
+PERIOD_S = 2.0
+MIN_SAMPLES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRules:
+    """Constants of the control loop."""
+
+    batch_decrease: float = 0.8
+    batch_increase: int = 2
+    increase: int = 3
+    high_tpot: float = 0.92
+    """p95 of time per token over the promise: above it the window shrinks."""
+    batch_high_tpot: float = 0.90
+    batch_high_ttft: float = 0.80
+
+
+class Window:
+    """The windows of one engine.
+
+    Args:
+        ceiling: the engine's own limit on concurrent requests.
+        cold: begin small and double while all is well.
+    """
+
+    __slots__ = (
+        "_tpot", "_ttft", "batch", "ceiling", "full", "full_batch", "next_at", "rules", "size",
+        "slow_start",
+    )  # fmt: skip
+
+    def __init__(self, ceiling: int, rules: WindowRules, *, cold: bool = False) -> None:
+        self.ceiling = max(1, ceiling)
+        self.rules = rules
+        self.size = min(self.ceiling, 8 if cold else max(START, self.ceiling))
+        self.batch = min(self.size, START)
+        self.slow_start = cold
+        self.next_at = 0.0
+        self.full = self.full_batch = False
+        # Measured over promised, of latency requests since the last turn.
+        self._tpot: list[float] = []
+        self._ttft: list[float] = []
+
+    def saw_tpot(self, share: float) -> None:
+        """A latency request's time per token over its promise."""
+        self._tpot.append(share)
+
+    def saw_ttft(self, share: float) -> None:
+        """A latency request's time to first token over its promise."""
+        self._ttft.append(share)
+
+    def preempted(self) -> None:
+        """The engine had to give up running requests: it holds too much."""
+        self.size = max(FLOOR, int(self.size * 0.9))
+
+    def refused(self, in_flight: int) -> None:
+        """The engine answered that it is full, with so many requests inside."""
+        self.size = max(1, min(self.size, int(0.9 * in_flight)))
+
+    def turn(self, now: float) -> None:
+        """Adapt, at most every ``PERIOD_S`` and after enough samples or twice that time."""
+        if now < self.next_at:
+            return
+        samples = len(self._tpot) + len(self._ttft)
+        if 0 < samples < MIN_SAMPLES and now < self.next_at + PERIOD_S:
+            return
+        rules = self.rules
+        tpot, ttft = _p95(self._tpot), _p95(self._ttft)
+        if tpot > rules.high_tpot:
+            self.size = max(FLOOR, int(self.size * max(0.8, rules.high_tpot / tpot)))
+            self.slow_start = False
+        elif self.full:
+            step = self.size if self.slow_start else rules.increase
+            self.size = min(self.ceiling, self.size + step)
+        if tpot > rules.batch_high_tpot or ttft > rules.batch_high_ttft:
+            self.batch = max(1, int(self.batch * rules.batch_decrease))
+        elif self.full_batch:
+            self.batch = min(self.size, self.batch + rules.batch_increase)
+        self.full = self.full_batch = False
+        self._tpot.clear()
+        self._ttft.clear()
+        self.next_at = now + PERIOD_S
+
+
+def _p95(values: list[float]) -> float:
+    if not values:
+        return 0.0
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
