@@ -80,7 +80,7 @@ def variants(policy: PolicySpec) -> list[Variant]:
         shown = ", ".join(f"{k}={v}" for k, v in chosen.items())
         found.append(
             Variant(
-                f"{policy.label} [{shown}]" if shown else policy.label,
+                f"{policy.label} ({shown})" if shown else policy.label,
                 policy.label,
                 policy.use,
                 {**policy.options, **options},
@@ -116,7 +116,7 @@ def assemble(
         queue_timeout_s=spec.limits.queue_timeout_s,
         max_retries=spec.limits.max_retries,
     )
-    make = controllers or controller_factory(variant.use, limits, variant.options)
+    make = controllers or controller_factory(variant.use, limits, variant.options, seed)
     workloads = {workload.name: workload for workload in spec.workloads}
     noise = np.random.default_rng([seed, 1_000_003])
     return Simulation(

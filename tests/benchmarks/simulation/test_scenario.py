@@ -104,7 +104,7 @@ def test_tuning_makes_every_combination() -> None:
     )
     found = variants(policy)
     assert len(found) == 6
-    assert found[0].label == "split [latency=1, max_num_seqs=8]"
+    assert found[0].label == "split (latency=1, max_num_seqs=8)"
     assert (found[0].options, found[0].engines) == ({"latency": 1}, {"max_num_seqs": 8})
     with pytest.raises(SettingsError, match="Did you mean 'max_num_seqs'"):
         variants(PolicySpec(use="fifo", engines={"max_num_sqs": 8}))
