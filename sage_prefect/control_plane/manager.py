@@ -14,6 +14,12 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from sage_prefect.control_plane.event_bounds import (
+    bounded_done,
+    bounded_request,
+    is_count,
+    is_measurable,
+)
 from sage_prefect.control_plane.events import (
     Abort,
     Action,
@@ -145,6 +151,7 @@ class ControlPlaneManager:
         info = event.request
         if info.request_id in self._live:
             return self._ignore()
+        info = bounded_request(info)
         pool = self.ledger.pool(info.model)
         request = ScheduledRequest(info, self._seq, now)
         self._seq += 1
@@ -207,7 +214,7 @@ class ControlPlaneManager:
 
     def _on_progress(self, event: Progress, now: float) -> list[Action]:
         request = self._live.get(event.request_id)
-        if request is None or request.state != "running" or event.chunks < 0:
+        if request is None or request.state != "running" or not is_count(event.chunks):
             return self._ignore()
         request.chunks += event.chunks
         return self._pump(now) if self.policy.progressed(request, event.chunks, now) else []
@@ -216,6 +223,7 @@ class ControlPlaneManager:
         request = self._live.get(event.request_id)
         if request is None or request.state != "running" or request.engine is None:
             return self._ignore()
+        event = bounded_done(event)
         self._settle(request, event)
         self._count_drained(now)
         request.note(
@@ -267,7 +275,7 @@ class ControlPlaneManager:
 
     def _on_engine_added(self, event: EngineAdded, now: float) -> list[Action]:
         spec = event.spec
-        if not spec.name or not spec.models or spec.max_concurrency < 1:
+        if not spec.name or not spec.models or spec.max_concurrency < 1 or not is_measurable(spec):
             return self._ignore()
         known = self.ledger.get(spec.name)
         dropped = set(known.spec.models) - set(spec.models) if known is not None else set()
@@ -335,7 +343,7 @@ class ControlPlaneManager:
         return self._pump(now)
 
     def _on_tenants_changed(self, event: TenantsChanged, now: float) -> list[Action]:
-        if any(not spec.weight > 0 for spec in event.tenants):
+        if any(not 0 < spec.weight < math.inf for spec in event.tenants):
             return self._ignore()
         self._tenants = {spec.name: spec for spec in event.tenants}
         self.policy.configure(self._bands, self._tenants)

@@ -57,10 +57,12 @@ class Accounts:
 class _Flow:
     """One tenant's queue in one band of one model."""
 
-    __slots__ = ("account", "heap", "size")
+    __slots__ = ("account", "heap", "listed", "size")
 
     def __init__(self, account: Account) -> None:
         self.account = account
+        self.listed = False
+        """It has its one item in the band's heap."""
         self.heap: list[tuple[float, int, int, ScheduledRequest]] = []
         self.size = 0
 
@@ -94,8 +96,8 @@ class BandQueue:
         if not account.queued:
             account.virtual = max(account.virtual, self.accounts.present - LAG_S)
         account.queued += 1
-        if not flow.size:
-            flow.heap.clear()
+        if not flow.listed:
+            flow.listed = True
             heapq.heappush(self._heap, (account.virtual, tenant))
         key = request.due if self._by_deadline else 0.0
         # A request that comes back may still have a stale item here: items never compare equal.
@@ -114,8 +116,10 @@ class BandQueue:
         flow.size -= 1
         flow.account.queued -= 1
         self.size -= 1
+        # An empty flow stays until its item in the band's heap surfaces: a second item for the same
+        # tenant would never leave, and each decision would move them all.
         if not flow.size:
-            del self._flows[tenant]
+            flow.heap.clear()
         elif len(flow.heap) > 64 and len(flow.heap) > 2 * flow.size:
             flow.heap = [item for item in flow.heap if item[3].waits_in is self]
             heapq.heapify(flow.heap)
@@ -125,9 +129,10 @@ class BandQueue:
         heap = self._heap
         while heap:
             virtual, tenant = heap[0]
-            flow = self._flows.get(tenant)
-            if flow is None or not flow.size:
+            flow = self._flows[tenant]
+            if not flow.size:
                 heapq.heappop(heap)
+                del self._flows[tenant]
                 continue
             if virtual != flow.account.virtual:
                 # Charged or refunded since: to its new place.

@@ -1,0 +1,75 @@
+"""What the outside world may say in numbers: absurd ones are taken out before any policy sees them.
+
+Engines report token counts and clients wish for deadlines; neither may bring infinite, negative or
+thousand-digit numbers into the books, where one NaN would spoil an order for good.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from sage_prefect.control_plane.events import Done, EngineSpec, RequestInfo
+
+MAX_TOKENS = 1 << 32
+"""More than any prompt or answer has; floats are exact far beyond it."""
+
+
+def bounded_request(info: RequestInfo) -> RequestInfo:
+    """``info`` with counts between 0 and ``MAX_TOKENS`` and times that can be compared.
+
+    A NaN deadline, and a promise that is not a positive number, count as not given.
+    """
+    output, ttft, tpot = info.output_estimate, info.ttft_slo_s, info.tpot_slo_s
+    if (
+        0 <= info.prompt_tokens <= MAX_TOKENS
+        and info.body_bytes >= 0
+        and (output is None or 0 <= output <= MAX_TOKENS)
+        and (ttft is None or 0 < ttft < math.inf)
+        and (tpot is None or 0 < tpot < math.inf)
+        and (info.deadline is None or info.deadline == info.deadline)
+    ):
+        return info
+    deadline = info.deadline
+    return replace(
+        info,
+        prompt_tokens=_bounded(info.prompt_tokens) or 0,
+        body_bytes=max(0, info.body_bytes),
+        output_estimate=_bounded(output),
+        ttft_slo_s=ttft if ttft is not None and 0 < ttft < math.inf else None,
+        tpot_slo_s=tpot if tpot is not None and 0 < tpot < math.inf else None,
+        deadline=None if deadline is not None and deadline != deadline else deadline,
+    )
+
+
+def bounded_done(done: Done) -> Done:
+    """``done`` without the counts that cannot be true: they count as not reported."""
+    prompt, output, cached = done.prompt_tokens, done.output_tokens, done.cached_tokens
+    if is_count(prompt) and is_count(output) and is_count(cached):
+        return done
+    return replace(
+        done,
+        prompt_tokens=prompt if is_count(prompt) else None,
+        output_tokens=output if is_count(output) else None,
+        cached_tokens=cached if is_count(cached) else None,
+    )
+
+
+def is_count(value: int | None) -> bool:
+    """Whether a number of tokens may be true; None, not reported, is."""
+    return value is None or 0 <= value <= MAX_TOKENS
+
+
+def is_measurable(spec: EngineSpec) -> bool:
+    """Whether an engine's price and profile are finite and not negative."""
+    profile = spec.profile
+    numbers = [spec.price, *((spec.kv_tokens,) if spec.kv_tokens is not None else ())]
+    if profile is not None:
+        numbers += [profile.c0, profile.a, profile.b, profile.g, profile.s0, profile.alpha]
+    return all(0 <= number < math.inf for number in numbers)
+
+
+def _bounded(value: int | None) -> int | None:
+    if value is None or value != value:
+        return None
+    return min(MAX_TOKENS, max(0, value))
