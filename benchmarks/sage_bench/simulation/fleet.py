@@ -135,8 +135,7 @@ class Fleet:
                 if not isinstance(flight, Flight) or flight.work is not emission.sequence:
                     continue  # an attempt that was given up meanwhile
                 if emission.finished:
-                    del node.inside[flight.key]
-                    listener.answered(flight)
+                    self._complete(node, flight)
                 else:
                     listener.first_token(flight)
         else:
@@ -144,12 +143,17 @@ class Fleet:
                 job = answer.call.key
                 if not isinstance(job, (Flight, Batch)) or job.work is not answer.call:
                     continue
-                del node.inside[job.key]
-                listener.answered(job)
+                self._complete(node, job)
         if node.neighbour is not None:
             node.neighbour.apply_stretch(self._queue.now)
             self._rearm(node.neighbour)
         self._arm(node)
+
+    def _complete(self, node: Node, job: Job) -> None:
+        del node.inside[job.key]
+        self._listener.answered(job)
+        # Work and job point at each other: part them, for the collector is off in long runs.
+        job.work = None
 
     # -- faults ---------------------------------------------------------------------------
 

@@ -16,6 +16,8 @@ from sage_bench.simulation.records import Column, Outcome, Records
 from sage_bench.simulation.simulation import Simulation
 from sage_bench.workloads.client_request import Traffic
 
+_TIMES = ("ttft_s", "tpot_s", "max_gap_s", "e2e_s", "queued_s")
+_LATENCIES = (*_TIMES, "outcome", "retry_after_s")
 Figures = dict[str, float]
 """Name -> value; names are ``<workload>.<metric>`` or ``all.<metric>``. NaN: nothing to measure."""
 
@@ -61,7 +63,7 @@ def _workload(
 ) -> Figures:
     at = columns["at"]
     offered = mine & (at >= warmup_s) & (at < end_s)
-    chosen = {name: column[offered] for name, column in columns.items()}
+    chosen = {name: columns[name][offered] for name in _LATENCIES}
     count = int(offered.sum())
     outcome = chosen["outcome"]
     span = end_s - warmup_s
@@ -77,7 +79,7 @@ def _workload(
     told = np.isfinite(chosen["retry_after_s"])
     figures["told_when"] = float(told[refused].mean()) if refused.any() else 1.0
     done = outcome == Outcome.DONE
-    for name in ("ttft_s", "tpot_s", "max_gap_s", "e2e_s", "queued_s"):
+    for name in _TIMES:
         known = chosen[name][done & np.isfinite(chosen[name])]
         for label, q in (("p50", 50), ("p95", 95), ("p99", 99), ("max", 100)):
             figures[f"{name}.{label}"] = float(np.percentile(known, q)) if len(known) else math.nan
