@@ -30,8 +30,8 @@ class EngineLoad:
     __slots__ = (
         "_assumed", "_dirty_at",
         "_promises", "_rate", "_rate_at", "batch", "batch_preferred", "budget", "context", "entry",
-        "kv_limit", "kv_tokens", "latency", "latency_at", "model", "preemptions",
-        "prefill", "promise_s", "sampled_at", "ttft_promise_s", "usual_prompt", "waiting", "window",
+        "kv_limit", "kv_tokens", "latency", "model", "preemptions",
+        "prefill", "sampled_at", "waiting", "window",
     )  # fmt: skip
 
     def __init__(self, entry: EngineEntry, rules: WindowRules) -> None:
@@ -52,15 +52,8 @@ class EngineLoad:
         """Requests without a first token."""
         self.context = 0.0
         self.batch_preferred = False
-        self.latency_at = -math.inf
-        """When a latency request was last sent here."""
-        self.promise_s = _NO_PROMISE
-        """Time per token promised to latency requests that were here lately."""
-        self.ttft_promise_s = _NO_PROMISE
         self.sampled_at = -math.inf
         """When the model last learned from a stream's pace here: its neighbours show the same."""
-        self.usual_prompt = 512.0
-        """Uncached tokens of a latency request, a running mean."""
         self.preemptions = 0.0
         self._rate = 0.0
         self._rate_at = -math.inf
@@ -129,9 +122,6 @@ class EngineLoad:
             self.batch += 1
         else:
             self.latency += 1
-            self.latency_at = now
-            self.promise_s, self.ttft_promise_s = request.tpot_slo_s, request.ttft_slo_s
-            self.usual_prompt += 0.05 * (uncached - self.usual_prompt)
             if request.tpot_slo_s < _NO_PROMISE:
                 self._promises[request.tpot_slo_s] += 1
         if self.running >= self.window.size - 1:

@@ -47,6 +47,8 @@ class HybridParameters:
     latency_gate: float = 1.0
     last_resort: float = 0.3
     """With less than this share of its slack left a latency request takes the least bad engine."""
+    bend: float = 1.3
+    """... unless that would bring time per token over so many times the promise."""
     min_batch_period: float = 10.0
     """Each engine may take one batch request in so many seconds even where the gate is shut."""
     harm: float = 1.0
@@ -61,8 +63,8 @@ class HybridParameters:
     standing: float = 2.0
     partition_period: float = 5.0
     partition_step: float = 10.0
-    partition_margin: float = 1.15
-    partition_tpot: float = 0.7
+    partition_margin: float = 0.95
+    partition_tpot: float = 0.85
     """Latency engines are sized for this share of the promise."""
     tick: float = 0.05
     window: WindowRules = field(default_factory=WindowRules)

@@ -20,29 +20,28 @@ _SLOT_S, _SLOTS = 10.0, 12
 class SoftPartition:
     """The batch-preferred engines of one model."""
 
-    __slots__ = ("_arrivals", "_calm_at", "_changed_at", "_e2e", "_next", "_parameters", "_slot")
+    __slots__ = (
+        "_arrivals", "_changed_at", "_next", "_output", "_parameters", "_prompt", "_slot",
+    )  # fmt: skip
 
     def __init__(self, parameters: HybridParameters) -> None:
         self._parameters = parameters
         self._arrivals: deque[int] = deque([0], maxlen=_SLOTS)
         self._slot = -math.inf
-        self._e2e = 0.0
+        self._prompt = 0.0
+        self._output = 0.0
         self._changed_at = -math.inf
-        self._calm_at = -math.inf
         self._next = -math.inf
 
-    def arrived(self, now: float) -> None:
-        """A latency request arrived."""
+    def arrived(self, now: float, prompt: float) -> None:
+        """A latency request arrived, with so many prompt tokens."""
         self._roll(now)
         self._arrivals[-1] += 1
+        self._prompt += 0.02 * (prompt - self._prompt) if self._prompt else prompt
 
-    def finished(self, inside_s: float) -> None:
-        """A latency request was inside an engine for so long."""
-        self._e2e += 0.02 * (inside_s - self._e2e) if self._e2e else inside_s
-
-    def breached(self, now: float) -> None:
-        """A promise was broken, or nearly: no growth for a while."""
-        self._calm_at = now
+    def finished(self, output: float) -> None:
+        """A latency request was answered, with so many tokens."""
+        self._output += 0.02 * (output - self._output) if self._output else output
 
     def turn(self, now: float, loads: Sequence[EngineLoad], promise_s: float) -> None:
         """Choose the batch-preferred engines anew, at most one change per call.
@@ -57,8 +56,6 @@ class SoftPartition:
         self._next = now + parameters.partition_period
         preferred = [load for load in loads if load.batch_preferred]
         target = self._target(now, loads, promise_s)
-        if now - self._calm_at < parameters.partition_period and preferred:
-            target = min(target, len(preferred) - 1)
         if target < len(preferred):
             given = max(preferred, key=lambda load: load.latency - load.batch)
             given.batch_preferred = False
@@ -75,28 +72,27 @@ class SoftPartition:
             return 0
         if not any(self._arrivals):
             return engines - 1
-        carried = sorted(self._carried(load, promise_s) for load in loads)
-        slots = list(self._arrivals)
-        full = slots[:-1] or slots
-        peak = max(full) / _SLOT_S
-        demand = self._parameters.partition_margin * peak * self._e2e
-        needed = 0
-        # The strongest engines are counted last: it must do with any of them.
-        while needed < engines and demand > 0:
-            demand -= carried[needed]
-            needed += 1
-        mean = sum(full) / len(full)
-        spread = sum((slot - mean) ** 2 for slot in full) / len(full)
-        spare = 1 if engines >= 4 and mean > 0 and spread / mean > 4 else 0
-        return max(0, engines - max(1, needed) - spare)
+        complete = list(self._arrivals)[:-1] or list(self._arrivals)
+        rate = self._parameters.partition_margin * max(complete) / _SLOT_S
+        limit = self._parameters.partition_tpot * promise_s
+        for kept in range(1, engines):
+            if self._tpot_s(loads, rate / kept) <= limit:
+                return engines - kept
+        return 0
 
-    def _carried(self, load: EngineLoad, promise_s: float) -> float:
-        """Latency requests that an engine carries at a share of the promise."""
-        model, target = load.model, self._parameters.partition_tpot * promise_s
-        each = load.context / load.running if load.running else 1000.0
-        rate = 0.3  # of the time goes to their prompts
-        left = target * (1 - rate) / model.kp - model.c0
-        return max(1.0, left / max(1e-9, model.b + model.g * each))
+    def _tpot_s(self, loads: Sequence[EngineLoad], rate: float) -> float:
+        """Time per token of an average engine that gets ``rate`` latency requests per second.
+
+        ``n = rate * output * T`` of them are inside at once, so that ``T (1 - a*prompt*rate) =
+        c0 + (b + g*context) * n`` can be solved for T.
+        """
+        count = len(loads)
+        c0 = sum(load.model.c0 * load.model.kp for load in loads) / count
+        a = sum(load.model.a for load in loads) / count
+        context = self._prompt + self._output / 2
+        each = sum(load.model.kp * (load.model.b + load.model.g * context) for load in loads)
+        left = 1.0 - a * self._prompt * rate - each / count * rate * self._output
+        return c0 / left if left > 0 else math.inf
 
     def _roll(self, now: float) -> None:
         slot = now // _SLOT_S

@@ -68,8 +68,12 @@ class Window:
         """The engine answered that it is full, with so many requests inside."""
         self.size = max(1, min(self.size, int(0.9 * in_flight)))
 
-    def turn(self, now: float) -> None:
-        """Adapt, at most every ``PERIOD_S`` and after enough samples or twice that time."""
+    def turn(self, now: float, batch: int = 0) -> None:
+        """Adapt, at most every ``PERIOD_S`` and after enough samples or twice that time.
+
+        Args:
+            batch: batch requests inside: they give way first.
+        """
         if now < self.next_at:
             return
         samples = len(self._tpot) + len(self._ttft)
@@ -77,11 +81,12 @@ class Window:
             return
         rules = self.rules
         tpot, ttft = _p95(self._tpot), _p95(self._ttft)
-        if tpot > rules.high_tpot:
+        if tpot > rules.high_tpot and not batch:
             self.size = max(FLOOR, int(self.size * max(0.8, rules.high_tpot / tpot)))
             self.slow_start = False
-        elif self.full:
-            step = self.size if self.slow_start else rules.increase
+        elif self.full or not samples:
+            # Where nothing is promised, nothing holds it back.
+            step = self.size if self.slow_start or not samples else rules.increase
             self.size = min(self.ceiling, self.size + step)
         if tpot > rules.batch_high_tpot or ttft > rules.batch_high_ttft:
             self.batch = max(1, int(self.batch * rules.batch_decrease))

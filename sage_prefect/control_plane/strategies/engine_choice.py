@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable
 from random import Random
 
-from sage_prefect.control_plane.engine_load import EngineLoad
+from sage_prefect.control_plane.engine_load import RECENT_LATENCY_S, EngineLoad
 from sage_prefect.control_plane.events import Band, EngineState
 from sage_prefect.control_plane.hybrid_parameters import HybridParameters
 from sage_prefect.control_plane.prefix_index import PrefixIndex
@@ -29,7 +29,20 @@ class EngineChoice:
     def __init__(self, parameters: HybridParameters, index: PrefixIndex, rng: Random) -> None:
         self.parameters = parameters
         self.index = index
+        self.latency_at = -math.inf
+        """When the model last got a latency request."""
+        self.promise_s = math.inf
+        """Time per token promised to it."""
+        self.ttft_promise_s = math.inf
+        self.usual_prompt = 512.0
+        """Uncached prompt tokens of a latency request, a running mean."""
         self._rng = rng
+
+    def saw_latency(self, request: ScheduledRequest, uncached: float, now: float) -> None:
+        """A latency request has been sent to some engine."""
+        self.latency_at = now
+        self.promise_s, self.ttft_promise_s = request.tpot_slo_s, request.ttft_slo_s
+        self.usual_prompt += 0.05 * (uncached - self.usual_prompt)
 
     def choose(
         self, request: ScheduledRequest, loads: Iterable[EngineLoad], now: float
@@ -58,7 +71,12 @@ class EngineChoice:
             if self._keeps_promise(load, request, uncached, kv, now):
                 fitting.append((load, score, uncached))
             else:
-                desperate.append((load, load.tpot_with(now, uncached, kv), uncached))
+                tpot = load.tpot_with(now, uncached, kv)
+                if now >= request.due or tpot <= self.parameters.bend * request.tpot_slo_s:
+                    desperate.append((load, tpot, uncached))
+        if not batch:
+            # Engines that prefer batch work are left to it while others keep the promise.
+            fitting = [one for one in fitting if not one[0].batch_preferred] or fitting
         if not fitting and desperate and self._is_urgent(request, now):
             fitting = desperate
         if not fitting:
@@ -97,17 +115,16 @@ class EngineChoice:
         parameters = self.parameters
         if not parameters.gate:
             return True
-        recent = load.latency > 0 or now - load.latency_at < 10.0
         if load.batch_preferred and not load.latency:
             return True
-        if not recent:
+        if not load.latency and now - self.latency_at > RECENT_LATENCY_S:
             return True
         if load.batch >= load.window.batch or not load.model.known:
             return False
-        tightest = min(load.tightest_tpot(), load.promise_s)
+        tightest = min(load.tightest_tpot(), self.promise_s)
         if load.tpot_with(now, uncached, kv) > parameters.batch_gate * tightest:
             return False
-        return load.ttft(uncached + load.usual_prompt) <= parameters.ttft_gate * load.ttft_promise_s
+        return load.ttft(uncached + self.usual_prompt) <= parameters.ttft_gate * self.ttft_promise_s
 
     # -- how good is it -------------------------------------------------------------------
 

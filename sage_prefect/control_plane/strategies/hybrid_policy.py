@@ -36,6 +36,7 @@ from sage_prefect.control_plane.strategies.base import Refusal, SchedulingPolicy
 from sage_prefect.control_plane.strategies.engine_choice import EngineChoice
 
 _DEFAULT_OUTPUT = 256
+_DEFAULT_TPOT_S = 0.1
 _REFERENCE_BATCH = 64
 """Sequences that share an iteration's fixed cost, for the currency of virtual time."""
 _MAX_CREDIT_S = 2.0
@@ -106,7 +107,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         if self._parameters.bands and limit is not None and band > Band.CRITICAL:
             heapq.heappush(self._ages, (request.queued_at + limit, request.seq, request))
         if band is not Band.BATCH:
-            pool.partition.arrived(now)
+            pool.partition.arrived(now, request.info.prompt_tokens)
 
     def remove(self, request: ScheduledRequest) -> None:
         queue = request.waits_in
@@ -249,10 +250,9 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             served = self._served_s(load, request, done)
             if done.output_tokens is not None and done.output_tokens > _JUDGED_TOKENS:
                 self._judge_pace(request, load, done.output_tokens - 1, now)
-            if request.band is not Band.BATCH:
-                pool = self._pools.get(request.info.model)
-                if pool is not None:
-                    pool.partition.finished(now - request.dispatched_at)
+            pool = self._pools.get(request.info.model)
+            if request.band is not Band.BATCH and pool is not None:
+                pool.partition.finished(done.output_tokens or request.chunks)
         elif request.first_token_at is None:
             served = 0.0
         self._charge(request, served - request.cost_s)
@@ -320,6 +320,8 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             load, uncached = chosen
             self.remove(head)
             self._enter(head, load, uncached, now)
+            if band is not Band.BATCH:
+                pool.choice.saw_latency(head, uncached, now)
             self._credit(pool, head)
             pool.drain.drained(band, head.cost_s, now)
             return head, load.entry
@@ -499,7 +501,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         ]
         for load in loads:
             load.assume(now)
-            load.window.turn(now)
+            load.window.turn(now, load.batch)
         if self._parameters.partition and self._parameters.gate and loads:
-            promises = [load.promise_s for load in loads if load.promise_s < math.inf]
-            pool.partition.turn(now, loads, min(promises, default=0.1))
+            promise = pool.choice.promise_s
+            pool.partition.turn(now, loads, promise if promise < math.inf else _DEFAULT_TPOT_S)
