@@ -17,7 +17,7 @@ from sage_bench.simulation.controller import ControllerFactory, controller_facto
 from sage_bench.simulation.embedding_engine import EmbeddingEngineSpec
 from sage_bench.simulation.faults import Fault
 from sage_bench.simulation.gateway import Journal, Surroundings
-from sage_bench.simulation.llm_engine import LlmEngineSpec
+from sage_bench.simulation.llm_engine_spec import LlmEngineSpec
 from sage_bench.simulation.request_facts import RequestFacts, engine_facts
 from sage_bench.simulation.scenario import (
     EmbeddingGroup,

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sage_bench.simulation.llm_engine import LlmEngine, LlmEngineSpec
+from sage_bench.simulation.llm_engine import LlmEngine
+from sage_bench.simulation.llm_engine_spec import LlmEngineSpec
 from sage_bench.simulation.sequence import Emission, Phase, Sequence
 from sage_bench.simulation.step_profile import StepProfile
 from sage_bench.simulation.stepwise_engine import PlainSequence, StepwiseEngine

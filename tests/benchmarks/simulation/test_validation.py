@@ -14,7 +14,7 @@ from sage_bench.simulation.cluster import NodeSpec
 from sage_bench.simulation.controller import controller_factory
 from sage_bench.simulation.experiment_run import run_one
 from sage_bench.simulation.gateway import Surroundings
-from sage_bench.simulation.llm_engine import LlmEngineSpec
+from sage_bench.simulation.llm_engine_spec import LlmEngineSpec
 from sage_bench.simulation.metrics import Figures
 from sage_bench.simulation.request_facts import RequestFacts
 from sage_bench.simulation.scenario import WorkloadSpec
