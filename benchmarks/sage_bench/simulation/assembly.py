@@ -44,7 +44,7 @@ from sage_bench.workloads.sources import (
 from sage_bench.workloads.tenants import ZipfTenants
 from sage_bench.workloads.traces import trace_requests
 from sage_prefect.common.errors import SettingsError, near_name
-from sage_prefect.control_plane.events import Band, Limits
+from sage_prefect.control_plane.events import Band, BandSpec, Limits
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,17 @@ def assemble(
             detection_s=spec.detection_s,
             staleness_s=spec.staleness_s,
             progress_s=spec.progress_s,
+            attempt_timeout_s=spec.attempt_timeout_s,
             until_s=spec.duration_s,
             drain_s=spec.drain_s,
         ),
         RequestFacts(workloads, noise),
         [Fault(f.at_s, f.engine, f.kind, f.for_s, f.factor) for f in spec.faults],
         weights={tenant.name: tenant.weight for tenant in spec.tenants},
+        bands=[
+            BandSpec(**{**item.model_dump(), "band": Band[item.band.upper()]})
+            for item in spec.bands
+        ],
         journal=journal,
     )
 

@@ -14,6 +14,7 @@ from sage_bench.simulation.fairness import fairness
 from sage_bench.simulation.llm_engine import LlmEngine
 from sage_bench.simulation.records import Column, Outcome, Records
 from sage_bench.simulation.simulation import Simulation
+from sage_bench.stats import samples_needed
 from sage_bench.workloads.client_request import Traffic
 
 _TIMES = ("ttft_s", "tpot_s", "max_gap_s", "e2e_s", "queued_s")
@@ -31,6 +32,7 @@ def measure(simulation: Simulation, warmup_s: float, end_s: float) -> Figures:
         mine = columns["traffic"] == number
         for name, value in _workload(columns, mine, traffic, warmup_s, end_s).items():
             figures[f"{traffic.name}.{name}"] = value
+    figures.update(_bands(records, columns, warmup_s, end_s))
     for number, (at_s, engine) in enumerate(simulation.slowdowns):
         for name, value in _shift(columns, records.engines.index(engine), at_s).items():
             figures[f"fault{number}.{name}"] = value
@@ -84,6 +86,9 @@ def _workload(
         for label, q in (("p50", 50), ("p95", 95), ("p99", 99), ("max", 100)):
             figures[f"{name}.{label}"] = float(np.percentile(known, q)) if len(known) else math.nan
         figures[f"{name}.mean"] = float(known.mean()) if len(known) else math.nan
+    figures["worst_tenant_ttft_s.p99"] = _worst_tenant(
+        columns["tenant"][offered][done], chosen["ttft_s"][done]
+    )
     ended = at + columns["e2e_s"]
     finished = mine & (columns["outcome"] == Outcome.DONE) & (ended >= warmup_s) & (ended < end_s)
     prompt, output = columns["prompt"][finished].sum(), columns["output"][finished].sum()
@@ -93,6 +98,31 @@ def _workload(
     figures["output_tokens_per_s"] = float(output) / span
     total = columns["prompt"][finished].sum()
     figures["cached_share"] = float(columns["cached"][finished].sum() / total) if total else 0.0
+    return figures
+
+
+def _worst_tenant(tenants: Column, ttft: Column) -> float:
+    """The largest p99 of a tenant with enough requests to have one."""
+    counts = np.bincount(tenants.astype(np.int64)) if len(tenants) else np.zeros(0)
+    found = [
+        float(np.percentile(ttft[tenants == tenant], 99))
+        for tenant in np.flatnonzero(counts >= samples_needed(0.99))
+    ]
+    return max(found, default=math.nan)
+
+
+def _bands(records: Records, columns: dict[str, Column], start_s: float, end_s: float) -> Figures:
+    """Tokens/s of what ended in time, by band."""
+    ended = columns["at"] + columns["e2e_s"]
+    inside = (columns["outcome"] == Outcome.DONE) & (ended >= start_s) & (ended < end_s)
+    figures: Figures = {}
+    for number, traffic in enumerate(records.traffics):
+        mine = inside & (columns["traffic"] == number)
+        tokens = columns["prompt"][mine].sum()
+        if traffic.kind != "embedding":
+            tokens += columns["output"][mine].sum()
+        name = f"band.{traffic.band.label}.tokens_per_s"
+        figures[name] = figures.get(name, 0.0) + float(tokens) / (end_s - start_s)
     return figures
 
 

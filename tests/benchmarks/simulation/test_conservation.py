@@ -45,6 +45,8 @@ def scenarios(draw: st.DrawFn) -> dict[str, Any]:
         "gateways": draw(st.integers(1, 2)),
         "staleness_s": draw(st.sampled_from([0.0, 1.0])),
         "progress_s": draw(st.sampled_from([0.0, 0.25])),
+        "attempt_timeout_s": draw(st.sampled_from([2.0, 30.0])),
+        "bands": [{"band": "interactive", "age_limit_s": 5, "reject_share": 0.5}],
         "limits": {"queue_timeout_s": draw(st.floats(0.5, 60)), "max_retries": 1},
         "engines": [
             {
