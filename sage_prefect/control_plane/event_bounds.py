@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from sage_prefect.control_plane.events import Done, EngineSpec, RequestInfo
+from sage_prefect.control_plane.events import BandSpec, Done, EngineSpec, RequestInfo
 
 MAX_TOKENS = 1 << 32
 """More than any prompt or answer has; floats are exact far beyond it."""
@@ -67,6 +67,18 @@ def is_measurable(spec: EngineSpec) -> bool:
     if profile is not None:
         numbers += [profile.c0, profile.a, profile.b, profile.g, profile.s0, profile.alpha]
     return all(0 <= number < math.inf for number in numbers)
+
+
+def is_promise(spec: BandSpec) -> bool:
+    """Whether a band's times are positive and its shares are shares."""
+    times = (spec.ttft_slo_s, spec.tpot_slo_s)
+    shares = (spec.min_share, spec.reject_share or 0.0)
+    age = spec.age_limit_s
+    return (
+        all(wish is None or 0 < wish < math.inf for wish in times)
+        and all(0 <= share <= 1 for share in shares)
+        and (age is None or age >= 0)
+    )
 
 
 def _bounded(value: int | None) -> int | None:

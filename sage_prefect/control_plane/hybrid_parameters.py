@@ -40,8 +40,6 @@ class HybridParameters:
     price: bool = False
     """Choose the cheapest engine that is in time, not the fastest."""
 
-    batch_gate: float = 0.85
-    """Share of the tightest promise that batch work may bring time per token to."""
     ttft_gate: float = 0.7
     """Share of the promised time to first token that batch work may bring it to."""
     latency_gate: float = 1.0

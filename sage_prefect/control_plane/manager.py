@@ -19,6 +19,7 @@ from sage_prefect.control_plane.event_bounds import (
     bounded_request,
     is_count,
     is_measurable,
+    is_promise,
 )
 from sage_prefect.control_plane.events import (
     Abort,
@@ -45,6 +46,7 @@ from sage_prefect.control_plane.events import (
     PolicyChanged,
     Progress,
     Reject,
+    RequestInfo,
     SetTimer,
     TenantsChanged,
     TenantSpec,
@@ -55,6 +57,7 @@ from sage_prefect.control_plane.scheduled_request import ScheduledRequest, State
 from sage_prefect.control_plane.strategies import POLICIES, make_policy
 
 _MAX_KNOWN_LISTED = 20
+_DETAILED_QUEUE = 1024
 _UNAVAILABLE_RETRY_S = 2  # a supervised engine is usually back within seconds
 _RATE_TIME_CONSTANT_S = 5.0
 # One that is being started is worth waiting for.
@@ -91,6 +94,7 @@ class ControlPlaneManager:
         self.ignored = 0
         """Events that made no sense; they changed nothing."""
         self.queued_bytes = 0
+        self._queued_of: dict[str, int] = {}
         self._remember = remember
         self._now = -math.inf
         self._seq = 0
@@ -172,12 +176,17 @@ class ControlPlaneManager:
             limits = self.limits
             over_count = len(self.policy) > limits.max_queued_requests
             over_bytes = self.queued_bytes > limits.max_queued_bytes
-            if over_count or over_bytes:
+            tenant = self._tenants.get(info.tenant)
+            cap = tenant.max_queued if tenant is not None else None
+            over_tenant = cap is not None and self._queued_of[info.tenant] > cap
+            if over_count or over_bytes or over_tenant:
                 self._dequeue(request)
                 what = (
                     f"{limits.max_queued_requests} requests"
                     if over_count
                     else f"{limits.max_queued_bytes} bytes"
+                    if over_bytes
+                    else f"{cap} requests of tenant {info.tenant!r}"
                 )
                 actions.append(
                     self._refuse(
@@ -338,6 +347,8 @@ class ControlPlaneManager:
         return self._pump(now)
 
     def _on_bands_changed(self, event: BandsChanged, now: float) -> list[Action]:
+        if not all(is_promise(spec) for spec in event.bands):
+            return self._ignore()
         self._bands.update({spec.band: spec for spec in event.bands})
         self.policy.configure(self._bands, self._tenants)
         return self._pump(now)
@@ -388,7 +399,7 @@ class ControlPlaneManager:
         while (picked := policy.next_dispatch(now)) is not None:
             request, entry = picked
             info = request.info
-            self.queued_bytes -= info.body_bytes
+            self._uncount(info)
             if request.give_up_at <= now:
                 actions.append(self._refuse_late(request, now))
                 continue
@@ -413,14 +424,24 @@ class ControlPlaneManager:
         return request.state == "queued"
 
     def _enqueue(self, request: ScheduledRequest, now: float) -> None:
-        self.queued_bytes += request.info.body_bytes
+        info = request.info
+        self.queued_bytes += info.body_bytes
+        self._queued_of[info.tenant] = self._queued_of.get(info.tenant, 0) + 1
         request.queued_at = now
         request.give_up_at = math.inf
         self.policy.add(request, now)
 
     def _dequeue(self, request: ScheduledRequest) -> None:
         self.policy.remove(request)
-        self.queued_bytes -= request.info.body_bytes
+        self._uncount(request.info)
+
+    def _uncount(self, info: RequestInfo) -> None:
+        self.queued_bytes -= info.body_bytes
+        left = self._queued_of[info.tenant] - 1
+        if left:
+            self._queued_of[info.tenant] = left
+        else:
+            del self._queued_of[info.tenant]
 
     def _wait(self, request: ScheduledRequest, now: float, actions: list[Action]) -> None:
         """The request stays in the queue: note why, and until when."""
@@ -433,7 +454,10 @@ class ControlPlaneManager:
             "queued",
             why="no engine of this model has room",
             ahead=len(self.policy) - 1,
-            candidates=self.policy.candidates(request),
+            # Behind a long queue the engines say little, and the list is kilobytes a request.
+            candidates=(
+                self.policy.candidates(request) if len(self.policy) <= _DETAILED_QUEUE else []
+            ),
         )
         self._arm(actions, now)
 

@@ -18,7 +18,12 @@ from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 LAG_S = 1.0
 """Engine-seconds (over weight) by which a returning tenant may be behind the present."""
 
+KEPT_ACCOUNTS = 10_000
+"""Tenants per band whose virtual time is known although nothing of theirs is queued."""
+
 _PUSHES = itertools.count()
+_Item = tuple[float, int, str]
+"""(virtual time, 0, tenant), or without fairness (deadline, place in arrival, tenant)."""
 
 
 class Account:
@@ -37,6 +42,7 @@ class Accounts:
 
     def __init__(self) -> None:
         self.by_tenant: dict[str, Account] = {}
+        self._forget_at = KEPT_ACCOUNTS
         self.present = 0.0
         """Virtual time of the tenant that was served last."""
 
@@ -44,26 +50,30 @@ class Accounts:
         """The tenant's account; a new tenant begins at the present."""
         account = self.by_tenant.get(tenant)
         if account is None:
+            if len(self.by_tenant) >= self._forget_at:
+                self._forget_idle()
             account = self.by_tenant[tenant] = Account(tenant)
             account.virtual = self.present
         return account
 
-    def forget_idle(self, keep: int = 10_000) -> None:
+    def _forget_idle(self) -> None:
         """Bound the memory that tenants who come once leave behind."""
-        if len(self.by_tenant) > keep:
-            self.by_tenant = {t: a for t, a in self.by_tenant.items() if a.queued}
+        self.by_tenant = {t: a for t, a in self.by_tenant.items() if a.queued}
+        self._forget_at = max(KEPT_ACCOUNTS, 2 * len(self.by_tenant))
 
 
 class _Flow:
     """One tenant's queue in one band of one model."""
 
-    __slots__ = ("account", "heap", "listed", "size")
+    __slots__ = ("account", "heap", "item", "parked", "size", "tenant")
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, tenant: str, account: Account) -> None:
+        self.tenant = tenant
         self.account = account
-        self.listed = False
-        """It has its one item in the band's heap."""
         self.heap: list[tuple[float, int, int, ScheduledRequest]] = []
+        self.item: _Item | None = None
+        """Its one live item in the band's heap; another one is stale."""
+        self.parked = False
         self.size = 0
 
 
@@ -73,7 +83,7 @@ class BandQueue:
     Args:
         accounts: of this band, shared by all models.
         by_deadline: order a tenant's requests by deadline; else by arrival.
-        fair: order tenants by virtual time; else all requests share one flow.
+        fair: order tenants by virtual time; else by their first request.
     """
 
     __slots__ = ("_by_deadline", "_fair", "_flows", "_heap", "accounts", "size")
@@ -83,36 +93,39 @@ class BandQueue:
         self._by_deadline = by_deadline
         self._fair = fair
         self._flows: dict[str, _Flow] = {}
-        self._heap: list[tuple[float, str]] = []
+        self._heap: list[_Item] = []
         self.size = 0
 
     def push(self, request: ScheduledRequest) -> None:
         """Queue a request."""
-        tenant = request.info.tenant if self._fair else ""
+        tenant = request.info.tenant
         flow = self._flows.get(tenant)
         if flow is None:
-            flow = self._flows[tenant] = _Flow(self.accounts.of(tenant))
+            flow = self._flows[tenant] = _Flow(tenant, self.accounts.of(tenant))
+        elif not flow.size:
+            # The idle one's account may have been forgotten.
+            flow.account = self.accounts.of(tenant)
         account = flow.account
         if not account.queued:
             account.virtual = max(account.virtual, self.accounts.present - LAG_S)
         account.queued += 1
-        if not flow.listed:
-            flow.listed = True
-            heapq.heappush(self._heap, (account.virtual, tenant))
         key = request.due if self._by_deadline else 0.0
         # A request that comes back may still have a stale item here: items never compare equal.
         heapq.heappush(flow.heap, (key, request.seq, next(_PUSHES), request))
         flow.size += 1
         self.size += 1
         request.waits_in = self
+        item = flow.item
+        if flow.parked or (item is not None and (self._fair or (key, request.seq) >= item[:2])):
+            return
+        self._list(flow)
 
     def remove(self, request: ScheduledRequest) -> None:
         """Take a request out (dispatched, cancelled, promoted); others are a no-op."""
         if request.waits_in is not self:
             return
         request.waits_in = None
-        tenant = request.info.tenant if self._fair else ""
-        flow = self._flows[tenant]
+        flow = self._flows[request.info.tenant]
         flow.size -= 1
         flow.account.queued -= 1
         self.size -= 1
@@ -125,31 +138,72 @@ class BandQueue:
             heapq.heapify(flow.heap)
 
     def head(self) -> ScheduledRequest | None:
-        """The next request: of the tenant with the least virtual time, the most urgent one."""
+        """The next request: of the tenant whose turn it is, the most urgent one."""
         heap = self._heap
         while heap:
-            virtual, tenant = heap[0]
-            flow = self._flows[tenant]
+            item = heap[0]
+            flow = self._flows.get(item[2])
+            if flow is None or flow.item is not item:
+                heapq.heappop(heap)
+                continue
             if not flow.size:
                 heapq.heappop(heap)
-                del self._flows[tenant]
+                del self._flows[item[2]]
                 continue
-            if virtual != flow.account.virtual:
-                # Charged or refunded since: to its new place.
-                heapq.heapreplace(heap, (flow.account.virtual, tenant))
+            first = self._first(flow)
+            current = self._item(flow, first)
+            if current != item:
+                # Charged or refunded since, or its first request has gone: to its new place.
+                flow.item = current
+                heapq.heapreplace(heap, current)
                 continue
-            waiting = flow.heap
-            while waiting and waiting[0][3].waits_in is not self:
-                heapq.heappop(waiting)
-            if waiting:
-                return waiting[0][3]
-            raise RuntimeError(f"flow of tenant {tenant!r} counts {flow.size}. This is a bug.")
+            return first[3]
         return None
+
+    def park(self, tenant: str) -> None:
+        """Pass over a tenant, whose requests may not go, until :meth:`unpark`."""
+        flow = self._flows.get(tenant)
+        if flow is not None:
+            flow.parked, flow.item = True, None
+
+    def unpark(self, tenant: str) -> None:
+        """The tenant's requests may go again."""
+        flow = self._flows.get(tenant)
+        if flow is None or not flow.parked:
+            return
+        flow.parked = False
+        if flow.size:
+            self._list(flow)
+        else:
+            del self._flows[tenant]
 
     def requests(self) -> Iterator[ScheduledRequest]:
         """All queued requests, in no order."""
         for flow in self._flows.values():
             yield from {r.seq: r for *_, r in flow.heap if r.waits_in is self}.values()
+
+    # -- inside ---------------------------------------------------------------------------
+
+    def _list(self, flow: _Flow) -> None:
+        flow.item = self._item(flow, self._first(flow))
+        heapq.heappush(self._heap, flow.item)
+        if len(self._heap) > 64 and len(self._heap) > 2 * len(self._flows):
+            # In place: a caller may hold it.
+            self._heap[:] = [f.item for f in self._flows.values() if f.item is not None]
+            heapq.heapify(self._heap)
+
+    def _first(self, flow: _Flow) -> tuple[float, int, int, ScheduledRequest]:
+        waiting = flow.heap
+        while waiting and waiting[0][3].waits_in is not self:
+            heapq.heappop(waiting)
+        if not waiting:
+            raise RuntimeError(f"flow of tenant {flow.tenant!r} counts {flow.size}. This is a bug.")
+        return waiting[0]
+
+    def _item(self, flow: _Flow, first: tuple[float, int, int, ScheduledRequest]) -> _Item:
+        if self._fair:
+            return (flow.account.virtual, 0, flow.tenant)
+        return (first[0], first[1], flow.tenant)
 
 
 class ModelQueue:

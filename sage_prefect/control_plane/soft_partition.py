@@ -15,6 +15,8 @@ from sage_prefect.control_plane.engine_load import EngineLoad
 from sage_prefect.control_plane.hybrid_parameters import HybridParameters
 
 _SLOT_S, _SLOTS = 10.0, 12
+# An engine is taken back a little later than it is given: a change costs what is inside it.
+_SLACK = 1.15
 
 
 class SoftPartition:
@@ -55,17 +57,21 @@ class SoftPartition:
             return
         self._next = now + parameters.partition_period
         preferred = [load for load in loads if load.batch_preferred]
-        target = self._target(now, loads, promise_s)
-        if target < len(preferred):
+        limit = parameters.partition_tpot * promise_s
+        if self._target(now, loads, _SLACK * limit) < len(preferred):
             given = max(preferred, key=lambda load: load.latency - load.batch)
             given.batch_preferred = False
             self._changed_at = now
-        elif target > len(preferred) and now - self._changed_at >= parameters.partition_step:
+        elif (
+            now - self._changed_at >= parameters.partition_step
+            and self._target(now, loads, limit) > len(preferred)
+        ):
             rest = [load for load in loads if not load.batch_preferred]
             min(rest, key=lambda load: (load.latency, -load.batch)).batch_preferred = True
             self._changed_at = now
 
-    def _target(self, now: float, loads: Sequence[EngineLoad], promise_s: float) -> int:
+    def _target(self, now: float, loads: Sequence[EngineLoad], limit: float) -> int:
+        """Engines that can be spared while the others keep time per token under ``limit``."""
         self._roll(now)
         engines = len(loads)
         if engines < 2 or not any(load.batch for load in loads):
@@ -74,7 +80,6 @@ class SoftPartition:
             return engines - 1
         complete = list(self._arrivals)[:-1] or list(self._arrivals)
         rate = self._parameters.partition_margin * max(complete) / _SLOT_S
-        limit = self._parameters.partition_tpot * promise_s
         for kept in range(1, engines):
             if self._tpot_s(loads, rate / kept) <= limit:
                 return engines - kept

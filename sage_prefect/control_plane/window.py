@@ -25,6 +25,13 @@ class WindowRules:
     """p95 of time per token over the promise: above it the window shrinks."""
     batch_high_tpot: float = 0.90
     batch_high_ttft: float = 0.80
+    gate: float = 0.85
+    """Share of the tightest promise that batch work may bring time per token to, at first."""
+    gate_low: float = 0.6
+    gate_high: float = 0.9
+    gate_down: float = 0.04
+    gate_up: float = 0.003
+    """Per turn: a breach is remembered for minutes, so that the next burst finds room."""
 
 
 class Window:
@@ -36,7 +43,7 @@ class Window:
     """
 
     __slots__ = (
-        "_tpot", "_ttft", "batch", "ceiling", "full", "full_batch", "next_at", "rules", "size",
+        "_tpot", "_ttft", "batch", "ceiling", "full", "full_batch", "gate", "next_at", "rules", "size",
         "slow_start",
     )  # fmt: skip
 
@@ -45,6 +52,7 @@ class Window:
         self.rules = rules
         self.size = min(self.ceiling, 8 if cold else max(START, self.ceiling))
         self.batch = min(self.size, START)
+        self.gate = rules.gate
         self.slow_start = cold
         self.next_at = 0.0
         self.full = self.full_batch = False
@@ -90,8 +98,13 @@ class Window:
             self.size = min(self.ceiling, self.size + step)
         if tpot > rules.batch_high_tpot or ttft > rules.batch_high_ttft:
             self.batch = max(1, int(self.batch * rules.batch_decrease))
-        elif self.full_batch:
-            self.batch = min(self.size, self.batch + rules.batch_increase)
+            if tpot > 1.0 or ttft > 1.0:
+                self.gate = max(rules.gate_low, self.gate - rules.gate_down)
+        else:
+            if self.full_batch:
+                self.batch = min(self.size, self.batch + rules.batch_increase)
+            if samples:
+                self.gate = min(rules.gate_high, self.gate + rules.gate_up)
         self.full = self.full_batch = False
         self._tpot.clear()
         self._ttft.clear()

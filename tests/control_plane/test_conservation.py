@@ -1,7 +1,12 @@
-"""Whatever happens, every arrival ends in exactly one way and no window is ever overrun."""
+"""Whatever happens, every arrival ends in exactly one way and no window is ever overrun.
+
+The world is hostile: faults, duplicates, a clock that jumps back, absurd numbers, tenants and
+promises that change while requests wait, policies that change while requests run.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from hypothesis import settings
@@ -18,10 +23,17 @@ from sage_prefect.control_plane.events import (
     Abort,
     Action,
     Arrival,
+    Band,
+    BandsChanged,
+    BandSpec,
+    BatchDone,
+    BatchFailed,
     Cancel,
     Dispatch,
     Done,
     EngineAdded,
+    EngineGauges,
+    EngineProfile,
     EngineRemoved,
     EngineReport,
     EngineSpec,
@@ -36,13 +48,24 @@ from sage_prefect.control_plane.events import (
     Reject,
     RequestInfo,
     SetTimer,
+    TenantsChanged,
+    TenantSpec,
     Timer,
 )
 from sage_prefect.control_plane.manager import ControlPlaneManager
 from sage_prefect.control_plane.strategies import POLICIES
+from sage_prefect.control_plane.strategies.hybrid_policy import HybridSchedulingPolicy
 
 MODELS = ("m1", "m2", "m3")
 ENGINES = ("e1", "e2", "e3")
+TENANTS = ("t1", "t2", "t3")
+SERVING = (EngineState.READY, EngineState.WARMING)
+HOLDING = {name for name, policy in POLICIES.items() if issubclass(policy, HybridSchedulingPolicy)}
+"""Policies that may keep a request back although an engine has a free slot."""
+NAN: Any = math.nan
+TOKENS: st.SearchStrategy[Any] = st.integers(0, 9000) | st.sampled_from([-1, 10**400, NAN])
+WISH = st.none() | st.sampled_from([0.5, 2.0, 0.0, -1.0, NAN, math.inf])
+PROFILES = st.none() | st.just(EngineProfile(c0=0.03, a=6.5e-5, b=2.1e-4, g=1.6e-7))
 POLICY_NAMES = st.sampled_from(sorted(POLICIES))
 
 
@@ -69,22 +92,59 @@ class Conservation(RuleBasedStateMachine):
         target=requests,
         model=st.sampled_from((*MODELS, "unknown")),
         size=st.integers(0, 30),
-        deadline=st.none() | st.floats(-5, 40),
+        deadline=st.none() | st.floats(-5, 40) | st.just(NAN),
+        tenant=st.sampled_from(TENANTS),
+        band=st.sampled_from(Band),
+        stream=st.booleans(),
+        tokens=TOKENS,
+        wish=WISH,
+        prefix=st.lists(st.integers(0, 2), max_size=3),
     )
-    def arrive(self, model: str, size: int, deadline: float | None) -> str:
+    def arrive(
+        self,
+        model: str,
+        size: int,
+        deadline: float | None,
+        tenant: str,
+        band: Band,
+        stream: bool,
+        tokens: Any,
+        wish: float | None,
+        prefix: list[int],
+    ) -> str:
         self.counter += 1
         name = f"r{self.counter}"
         self.waiting.add(name)
         absolute = None if deadline is None else self.now + deadline
-        self.feed(Arrival(RequestInfo(name, model, body_bytes=size, deadline=absolute)))
+        info = RequestInfo(
+            name,
+            model,
+            tenant=tenant,
+            band=band,
+            stream=stream,
+            body_bytes=size,
+            prompt_tokens=tokens,
+            output_estimate=tokens,
+            deadline=absolute,
+            ttft_slo_s=wish,
+            tpot_slo_s=wish,
+            prefix=tuple(prefix),
+        )
+        self.feed(Arrival(info))
         return name
 
     @rule(name=requests)
-    def finish(self, name: str) -> None:
+    def arrive_again(self, name: str) -> None:
+        """The same id while it lives: a duplicate, which is not another request."""
+        if name not in self.ended:
+            self.feed(Arrival(RequestInfo(name, "m1")))
+
+    @rule(name=requests, tokens=TOKENS)
+    def finish(self, name: str, tokens: Any = 3) -> None:
         was_running = self.running.pop(name, None)
         if was_running is not None:
             self.end(name, "done")
-        self.feed(Done(name, 3, 4))
+        self.feed(Done(name, tokens, tokens, tokens))
 
     @rule(name=requests, retryable=st.booleans(), cause=st.sampled_from(FailureCause))
     def fail(self, name: str, retryable: bool, cause: FailureCause) -> None:
@@ -101,27 +161,57 @@ class Conservation(RuleBasedStateMachine):
             self.end(name, "cancelled")
         self.feed(Cancel(name))
 
-    @rule(name=requests)
-    def chatter(self, name: str) -> None:
+    @rule(name=requests, tokens=TOKENS)
+    def chatter(self, name: str, tokens: Any) -> None:
         self.feed(FirstToken(name))
-        self.feed(Progress(name, 2))
+        self.feed(Progress(name, tokens))
+
+    @rule(number=st.integers(0, 3))
+    def answer_no_batch(self, number: int) -> None:
+        self.feed(BatchDone(number))
+        self.feed(BatchFailed(number, "e1", FailureCause.RESET, retryable=True))
 
     @rule(
         name=st.sampled_from(ENGINES),
         models=st.lists(st.sampled_from(MODELS), min_size=1, unique=True),
         window=st.integers(1, 3),
+        profile=PROFILES,
+        kv=st.none() | st.integers(1, 9000),
+        cold=st.booleans(),
     )
-    def add_engine(self, name: str, models: list[str], window: int) -> None:
+    def add_engine(
+        self,
+        name: str,
+        models: list[str],
+        window: int,
+        profile: EngineProfile | None = None,
+        kv: int | None = None,
+        cold: bool = False,
+    ) -> None:
         self.windows[name] = window
-        self.feed(EngineAdded(EngineSpec(name, tuple(models), window)))
+        spec = EngineSpec(name, tuple(models), window, profile=profile, kv_tokens=kv, cold=cold)
+        self.feed(EngineAdded(spec))
 
     @rule(name=st.sampled_from(ENGINES), abort=st.booleans())
     def remove_engine(self, name: str, abort: bool) -> None:
         self.feed(EngineRemoved(name, abort))
 
-    @rule(name=st.sampled_from(ENGINES), state=st.sampled_from(EngineState))
-    def report(self, name: str, state: EngineState) -> None:
-        self.feed(EngineReport(name, state))
+    @rule(name=st.sampled_from(ENGINES), state=st.sampled_from(EngineState), gauge=WISH)
+    def report(self, name: str, state: EngineState, gauge: float | None) -> None:
+        self.feed(EngineReport(name, state, gauges=EngineGauges(gauge, gauge, gauge, gauge)))
+
+    @rule(
+        names=st.lists(st.sampled_from(TENANTS), unique=True),
+        weight=st.sampled_from([0.5, 1.0, 4.0, 0.0, -1.0, NAN]),
+        cap=st.none() | st.integers(0, 2),
+    )
+    def change_tenants(self, names: list[str], weight: float, cap: int | None) -> None:
+        """Also: a tenant goes while its requests wait."""
+        self.feed(TenantsChanged(tuple(TenantSpec(n, weight, cap, cap) for n in names)))
+
+    @rule(band=st.sampled_from(Band), wish=WISH, age=st.none() | st.floats(0, 20))
+    def change_band(self, band: Band, wish: float | None, age: float | None) -> None:
+        self.feed(BandsChanged((BandSpec(band, wish, wish, 0.05, age, 0.5),)))
 
     @rule(policy=POLICY_NAMES)
     def switch(self, policy: str) -> None:
@@ -154,7 +244,7 @@ class Conservation(RuleBasedStateMachine):
             assert inside <= self.windows[action.engine], "over the window"
             entry = self.manager.ledger.get(action.engine)
             assert entry is not None
-            assert entry.state is EngineState.READY
+            assert entry.state in SERVING
             assert not entry.leaving
         elif isinstance(action, Reject):
             assert action.request_id in self.waiting, "rejected twice, or while it runs"
@@ -190,6 +280,8 @@ class Conservation(RuleBasedStateMachine):
         """Work conservation: no request is queued while an engine could take it."""
         if not hasattr(self, "manager"):
             return
+        if self.manager.policy.name in HOLDING:
+            return
         for request in self.manager.policy.pending():
             for entry in self.manager.ledger.pool(request.info.model).values():
                 assert entry.room == 0, f"{request.request_id} waits beside {entry.name}"
@@ -198,14 +290,17 @@ class Conservation(RuleBasedStateMachine):
         """With healthy engines and time, everything comes to its end."""
         if not hasattr(self, "manager"):
             return
+        self.feed(TenantsChanged(()))
         for name in ENGINES:
             self.add_engine(name, list(MODELS), 3)
-        while self.running:
-            self.finish(next(iter(self.running)))
+        for _ in range(self.counter + 1):
+            for name in list(self.running):
+                self.finish(name)
+            self.pass_time(100.0)
         assert not self.waiting
         assert self.manager.queued == self.manager.running == 0
         assert set(self.ended) == {f"r{i + 1}" for i in range(self.counter)}
 
 
 TestConservation = Conservation.TestCase
-TestConservation.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestConservation.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

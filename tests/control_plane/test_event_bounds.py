@@ -13,6 +13,8 @@ from sage_prefect.control_plane.event_bounds import MAX_TOKENS, bounded_done, bo
 from sage_prefect.control_plane.events import (
     Arrival,
     Band,
+    BandsChanged,
+    BandSpec,
     Dispatch,
     Done,
     EngineAdded,
@@ -130,6 +132,25 @@ def test_an_engine_that_cannot_be_measured_is_not_taken(number: float) -> None:
         assert control.handle(EngineAdded(spec), 0.0) == []
     assert control.ignored == 2
     assert control.ledger.get("e") is None
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        BandSpec(Band.STANDARD, ttft_slo_s=0.0),
+        BandSpec(Band.STANDARD, tpot_slo_s=-1.0),
+        BandSpec(Band.STANDARD, ttft_slo_s=NAN),
+        BandSpec(Band.STANDARD, min_share=1.5),
+        BandSpec(Band.STANDARD, age_limit_s=NAN),
+    ],
+)
+def test_a_band_that_promises_nonsense_changes_nothing(spec: BandSpec) -> None:
+    control = manager("hybrid")
+    control.handle(BandsChanged((spec,)), 0.0)
+    assert control.ignored == 1
+    control.handle(Arrival(RequestInfo("r", "m")), 1.0)
+    control.handle(FirstToken("r"), 1.0)
+    assert control.handle(Done("r", 1, 1), 1.0) == []
 
 
 @pytest.mark.parametrize("weight", [NAN, math.inf, 0.0, -1.0])

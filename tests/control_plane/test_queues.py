@@ -113,5 +113,5 @@ def test_the_order_is_that_of_a_plain_search(steps: list[tuple]) -> None:  # typ
             band.remove(gone)
         assert band.size == len(waiting)
         assert sorted(r.seq for r in band.requests()) == sorted(r.seq for r in waiting)
-        tenants = [tenant for _, tenant in band._heap]
+        tenants = [item[2] for item in band._heap]
         assert len(tenants) == len(set(tenants)) == len(band._flows)

@@ -60,7 +60,9 @@ class ArrivalOrderPolicy(SchedulingPolicy):
         self._size = 0
         self._placement = PlacementIndex(ledger, self.placement_key)
         # Models whose head may have become dispatchable since the last look.
-        self._touched: set[str] = set()
+        # In order of notice: a set's order would differ from process to process, and the replay of
+        # a policy that draws lots with it.
+        self._touched: dict[str, None] = {}
 
     @abstractmethod
     def placement_key(self, entry: EngineEntry) -> Key:
@@ -77,7 +79,7 @@ class ArrivalOrderPolicy(SchedulingPolicy):
             line = self._lines[model] = _Line()
         line.push(request)
         self._size += 1
-        self._touched.add(model)
+        self._touched[model] = None
 
     def remove(self, request: ScheduledRequest) -> None:
         line = self._lines.get(request.info.model)
@@ -95,7 +97,7 @@ class ArrivalOrderPolicy(SchedulingPolicy):
             head = line.head() if line is not None else None
             entry = self.place(head) if head is not None else None
             if head is None or entry is None:
-                self._touched.discard(model)
+                self._touched.pop(model, None)
             elif chosen is None or head.seq < chosen[0].seq:
                 chosen = (head, entry)
         if chosen is not None:
@@ -105,7 +107,7 @@ class ArrivalOrderPolicy(SchedulingPolicy):
     def engine_changed(self, entry: EngineEntry) -> None:
         self._placement.update(entry)
         if self._lines and entry.room > 0:
-            self._touched.update(model for model in entry.spec.models if model in self._lines)
+            self._touched.update((m, None) for m in entry.spec.models if m in self._lines)
 
     def pending(self) -> Iterator[ScheduledRequest]:
         everything = [r for line in self._lines.values() for r in line.waiting.values()]

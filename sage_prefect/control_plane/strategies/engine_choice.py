@@ -122,7 +122,7 @@ class EngineChoice:
         if load.batch >= load.window.batch or not load.model.known:
             return False
         tightest = min(load.tightest_tpot(), self.promise_s)
-        if load.tpot_with(now, uncached, kv) > parameters.batch_gate * tightest:
+        if load.tpot_with(now, uncached, kv) > load.window.gate * tightest:
             return False
         return load.ttft(uncached + self.usual_prompt) <= parameters.ttft_gate * self.ttft_promise_s
 

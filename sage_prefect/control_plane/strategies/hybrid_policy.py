@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from random import Random
 from typing import Any, ClassVar
 
@@ -34,6 +34,7 @@ from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 from sage_prefect.control_plane.soft_partition import SoftPartition
 from sage_prefect.control_plane.strategies.base import Refusal, SchedulingPolicy
 from sage_prefect.control_plane.strategies.engine_choice import EngineChoice
+from sage_prefect.control_plane.strategies.placement import Key, PlacementIndex
 
 _DEFAULT_OUTPUT = 256
 _DEFAULT_TPOT_S = 0.1
@@ -48,7 +49,7 @@ _EXPLAINED = 8
 class _Pool:
     """One model: its queue, its engines, its partition."""
 
-    __slots__ = ("choice", "credit", "drain", "loads", "partition", "queue", "touched")
+    __slots__ = ("adapt_at", "choice", "credit", "drain", "loads", "partition", "queue", "touched")
 
     def __init__(self, queue: ModelQueue, choice: EngineChoice, drain: Drain) -> None:
         self.queue = queue
@@ -57,6 +58,8 @@ class _Pool:
         self.partition = SoftPartition(choice.parameters)
         self.loads: dict[str, EngineLoad] = {}
         self.credit = [0.0] * len(Band)
+        self.adapt_at = -math.inf
+        """When windows and partition are looked at again: that walks over all engines."""
         self.touched = True
         """Something may be able to go since the last look."""
 
@@ -79,6 +82,9 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         self._loads: dict[str, EngineLoad] = {}
         self._index = PrefixIndex()
         self._running: dict[str, int] = {}
+        self._parked: dict[str, list[tuple[_Pool, BandQueue]]] = {}
+        """Tenants at their limit of running requests, and where they are passed over."""
+        self._least = PlacementIndex(ledger, _in_flight)
         self._ages: list[tuple[float, int, ScheduledRequest]] = []
         self._size = 0
         self._now = 0.0
@@ -89,6 +95,8 @@ class HybridSchedulingPolicy(SchedulingPolicy):
     def configure(self, bands: Mapping[Band, BandSpec], tenants: Mapping[str, TenantSpec]) -> None:
         self._bands = {**DEFAULT_BANDS, **bands}
         self._tenants = tenants
+        for tenant in list(self._parked):
+            self._unpark(tenant)
 
     # -- the queue ------------------------------------------------------------------------
 
@@ -106,6 +114,9 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         limit = self._bands[band].age_limit_s
         if self._parameters.bands and limit is not None and band > Band.CRITICAL:
             heapq.heappush(self._ages, (request.queued_at + limit, request.seq, request))
+            if len(self._ages) > 1024 and len(self._ages) > 4 * self._size:
+                self._ages = [item for item in self._ages if item[2].waits_in is not None]
+                heapq.heapify(self._ages)
         if band is not Band.BATCH:
             pool.partition.arrived(now, request.info.prompt_tokens)
 
@@ -121,16 +132,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
 
     def admit(self, request: ScheduledRequest, now: float) -> Refusal | None:
         spec = self._bands[request.band]
-        tenant = self._tenants.get(request.info.tenant)
         pool = self._pool(request.info.model)
-        if tenant is not None and tenant.max_queued is not None:
-            account = self._accounts[request.band].of(request.info.tenant)
-            if account.queued > tenant.max_queued:
-                wait = pool.drain.wait_s(request.band, now, 1.0)
-                return Refusal(
-                    f"Tenant {tenant.name!r} has {tenant.max_queued} requests queued, its limit.",
-                    retry_after_s(wait, self.rng.random()),
-                )
         if not self._parameters.admission or spec.reject_share is None:
             return None
         if request.ttft_slo_s == math.inf:
@@ -194,6 +196,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         self.load_changed(entry)
 
     def load_changed(self, entry: EngineEntry) -> None:
+        self._least.update(entry)
         if entry.leaving and not entry.running:
             self._loads.pop(entry.name, None)
             self._index.forget(entry.name)
@@ -258,6 +261,8 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         self._charge(request, served - request.cost_s)
         if not self._running[request.info.tenant]:
             del self._running[request.info.tenant]
+        if request.info.tenant in self._parked:
+            self._unpark(request.info.tenant)
         self._touch(request)
 
     def reported(self, entry: EngineEntry, gauges: EngineGauges, now: float) -> None:
@@ -308,11 +313,17 @@ class HybridSchedulingPolicy(SchedulingPolicy):
 
     def _pick(self, pool: _Pool, now: float) -> tuple[ScheduledRequest, EngineEntry] | None:
         self._adapt(pool, now)
+        bands = pool.queue.bands
         for band in self._order(pool):
-            head = pool.queue.bands[band].head()
-            if head is None or self._is_full(head):
+            head = bands[band].head()
+            while head is not None and self._is_full(head):
+                tenant = head.info.tenant
+                self._parked.setdefault(tenant, []).append((pool, bands[band]))
+                bands[band].park(tenant)
+                head = bands[band].head()
+            if head is None:
                 continue
-            chosen = pool.choice.choose(head, self._candidates(pool, head), now)
+            chosen = pool.choice.choose(head, self._candidates(pool, head, now), now)
             if chosen is None:
                 # Room that this one could not use, a less urgent one may not either, except
                 # batch work on engines that prefer it.
@@ -346,18 +357,38 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             return False
         return self._running.get(request.info.tenant, 0) >= tenant.max_running
 
-    def _candidates(self, pool: _Pool, request: ScheduledRequest) -> list[EngineLoad]:
+    def _unpark(self, tenant: str) -> None:
+        for pool, queue in self._parked.pop(tenant):
+            queue.unpark(tenant)
+            pool.touched = True
+
+    def _candidates(
+        self, pool: _Pool, request: ScheduledRequest, now: float
+    ) -> Collection[EngineLoad]:
         loads = pool.loads
-        if len(loads) <= self._parameters.scan:
-            return list(loads.values())
-        names = list(loads)
-        chosen = {name: loads[name] for name in self.rng.sample(names, 4)}
+        if len(loads) > self._parameters.scan:
+            loads = self._sample(loads, request)
+        for load in loads.values():
+            load.assume(now)
+        return loads.values()
+
+    def _sample(
+        self, loads: dict[str, EngineLoad], request: ScheduledRequest
+    ) -> dict[str, EngineLoad]:
+        """Of many engines: the least loaded, two at random, the holders of its prefix."""
+        model = request.info.model
+        members = self.ledger.members(model)
+        names = [self.rng.choice(members).name, self.rng.choice(members).name]
+        least = self._least.best(model, request.tried)
+        if least is not None:
+            names.append(least.name)
+        chosen = {name: loads[name] for name in names if name in loads}
         prefix = request.info.prefix
         if prefix and self._parameters.prefix:
             for name in self._index.holders(prefix):
                 if name in loads:
                     chosen[name] = loads[name]
-        return list(chosen.values())
+        return chosen
 
     def _credit(self, pool: _Pool, request: ScheduledRequest) -> None:
         bands = pool.queue.bands
@@ -494,6 +525,9 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         return True
 
     def _adapt(self, pool: _Pool, now: float) -> None:
+        if now < pool.adapt_at:
+            return
+        pool.adapt_at = now + self._parameters.tick
         loads = [
             load
             for load in pool.loads.values()
@@ -505,3 +539,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         if self._parameters.partition and self._parameters.gate and loads:
             promise = pool.choice.promise_s
             pool.partition.turn(now, loads, promise if promise < math.inf else _DEFAULT_TPOT_S)
+
+
+def _in_flight(entry: EngineEntry) -> Key:
+    return (len(entry.running) / entry.spec.max_concurrency, entry.last_turn)
