@@ -19,6 +19,7 @@ from sage_prefect.control_plane.events import (
     Arrival,
     Cancel,
     Dispatch,
+    DispatchBatch,
     Done,
     EngineAdded,
     EngineRemoved,
@@ -195,6 +196,8 @@ class Scheduler:
                 wait = max(0.0, action.at - clock())
                 self._timer = self._loop.call_later(wait, self._on_timer)
                 continue
+            if isinstance(action, DispatchBatch):
+                raise RuntimeError("a batch was dispatched, and nobody asked for any. A bug.")
             ticket = self._tickets.get(action.request_id)
             if ticket is None:
                 continue

@@ -9,12 +9,20 @@ from sage_prefect.control_plane.events import Band, BandSpec
 from sage_prefect.control_plane.window import WindowRules
 
 DEFAULT_BANDS: dict[Band, BandSpec] = {
-    Band.CRITICAL: BandSpec(Band.CRITICAL, 1.0, 0.05, 0.0, None, 0.5),
-    Band.INTERACTIVE: BandSpec(Band.INTERACTIVE, 2.0, 0.1, 0.0, 30.0, 0.35),
-    Band.STANDARD: BandSpec(Band.STANDARD, 10.0, 0.15, 0.02, 120.0, 0.6),
-    Band.BATCH: BandSpec(Band.BATCH, None, None, 0.05, 900.0, None),
+    Band.CRITICAL: BandSpec(Band.CRITICAL, reject_share=0.3),
+    Band.INTERACTIVE: BandSpec(Band.INTERACTIVE, age_limit_s=30.0, reject_share=0.2),
+    Band.STANDARD: BandSpec(Band.STANDARD, min_share=0.02, age_limit_s=120.0, reject_share=0.4),
+    Band.BATCH: BandSpec(Band.BATCH, min_share=0.05, age_limit_s=900.0),
 }
-"""Wishes where request and configuration name none."""
+"""Where the configuration names none. Nothing is promised that nobody asked for: on a slow engine
+an invented promise would hold and reject for nothing."""
+ORDER_S: dict[Band, float] = {
+    Band.CRITICAL: 1.0,
+    Band.INTERACTIVE: 2.0,
+    Band.STANDARD: 10.0,
+    Band.BATCH: 3600.0,
+}
+"""Horizon of a request without a promise, for the order among its tenant's requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,7 @@ class HybridParameters:
     waiting: int = 2
     """Requests without a first token per engine, beyond one token budget of prefill."""
     drain_tau: float = 5.0
-    standing: float = 2.0
+    standing: float = 0.25
     partition_period: float = 5.0
     partition_step: float = 10.0
     partition_margin: float = 0.95

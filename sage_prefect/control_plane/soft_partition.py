@@ -62,10 +62,9 @@ class SoftPartition:
             given = max(preferred, key=lambda load: load.latency - load.batch)
             given.batch_preferred = False
             self._changed_at = now
-        elif (
-            now - self._changed_at >= parameters.partition_step
-            and self._target(now, loads, limit) > len(preferred)
-        ):
+        elif now - self._changed_at >= parameters.partition_step and self._target(
+            now, loads, limit
+        ) > len(preferred):
             rest = [load for load in loads if not load.batch_preferred]
             min(rest, key=lambda load: (load.latency, -load.batch)).batch_preferred = True
             self._changed_at = now

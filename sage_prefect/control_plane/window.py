@@ -43,8 +43,8 @@ class Window:
     """
 
     __slots__ = (
-        "_tpot", "_ttft", "batch", "ceiling", "full", "full_batch", "gate", "next_at", "rules", "size",
-        "slow_start",
+        "_tpot", "_ttft", "batch", "ceiling", "full", "full_batch", "gate", "next_at", "rules",
+        "size", "slow_start",
     )  # fmt: skip
 
     def __init__(self, ceiling: int, rules: WindowRules, *, cold: bool = False) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from sage_gateway.auth import KeyRing
 from sage_gateway.config import TenantConfig
+from sage_prefect.control_plane.strategies import POLICIES
 
 ENGINES = "/v1/management/engines"
 
@@ -92,7 +93,7 @@ async def test_only_the_master_key_manages(lab: Any) -> None:
 async def test_policy(lab: Any) -> None:
     gateway = await lab.gateway()
     got = (await gateway.client.get("/v1/management/policy")).json()
-    assert got == {"policy": "least_outstanding", "known": ["fifo", "least_outstanding"]}
+    assert got == {"policy": "least_outstanding", "known": sorted(POLICIES)}
     put = await gateway.client.put("/v1/management/policy", json={"policy": "fifo"})
     assert put.json()["policy"] == "fifo"
     unknown = await gateway.client.put("/v1/management/policy", json={"policy": "fifi"})

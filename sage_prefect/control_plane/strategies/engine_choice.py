@@ -19,6 +19,8 @@ from sage_prefect.control_plane.hybrid_parameters import HybridParameters
 from sage_prefect.control_plane.prefix_index import PrefixIndex
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 
+_DEFAULT_TPOT_S, _DEFAULT_TTFT_S = 0.1, 2.0
+
 Scored = tuple[EngineLoad, float, float]
 """(engine, score, uncached prompt tokens there)"""
 
@@ -121,10 +123,25 @@ class EngineChoice:
             return True
         if load.batch >= load.window.batch or not load.model.known:
             return False
-        tightest = min(load.tightest_tpot(), self.promise_s)
+        tightest = min(load.tightest_tpot(), self.tpot_promise_s(load))
         if load.tpot_with(now, uncached, kv) > load.window.gate * tightest:
             return False
-        return load.ttft(uncached + self.usual_prompt) <= parameters.ttft_gate * self.ttft_promise_s
+        return load.ttft(uncached + self.usual_prompt) <= (
+            parameters.ttft_gate * self._ttft_promise_s(load)
+        )
+
+    def tpot_promise_s(self, load: EngineLoad) -> float:
+        """What batch work must leave to latency requests: the promise, else twice the time per
+        token that they would have alone."""
+        if self.promise_s < math.inf:
+            return self.promise_s
+        return max(_DEFAULT_TPOT_S, 2.0 * load.model.kp * load.model.iteration_s(1, 1000.0))
+
+    def _ttft_promise_s(self, load: EngineLoad) -> float:
+        if self.ttft_promise_s < math.inf:
+            return self.ttft_promise_s
+        alone = load.model.ttft_s(0.0, self.usual_prompt, 0, 0.0, load.budget)
+        return max(_DEFAULT_TTFT_S, 3.0 * alone)
 
     # -- how good is it -------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from sage_prefect.control_plane.events import (
     EngineState,
     TenantSpec,
 )
-from sage_prefect.control_plane.hybrid_parameters import DEFAULT_BANDS, HybridParameters
+from sage_prefect.control_plane.hybrid_parameters import DEFAULT_BANDS, ORDER_S, HybridParameters
 from sage_prefect.control_plane.ledger import EngineEntry, Ledger
 from sage_prefect.control_plane.prefix_index import PrefixIndex
 from sage_prefect.control_plane.queues import Accounts, BandQueue, ModelQueue
@@ -37,7 +37,6 @@ from sage_prefect.control_plane.strategies.engine_choice import EngineChoice
 from sage_prefect.control_plane.strategies.placement import Key, PlacementIndex
 
 _DEFAULT_OUTPUT = 256
-_DEFAULT_TPOT_S = 0.1
 _REFERENCE_BATCH = 64
 """Sequences that share an iteration's fixed cost, for the currency of virtual time."""
 _MAX_CREDIT_S = 2.0
@@ -435,7 +434,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         tpot = info.tpot_slo_s or spec.tpot_slo_s
         request.ttft_slo_s = ttft if ttft is not None else math.inf
         request.tpot_slo_s = tpot if tpot is not None else math.inf
-        due = request.arrived + request.ttft_slo_s
+        due = request.arrived + (ORDER_S[request.band] if ttft is None else ttft)
         if info.deadline is not None:
             due = min(due, info.deadline)
         request.due = due
@@ -537,8 +536,8 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             load.assume(now)
             load.window.turn(now, load.batch)
         if self._parameters.partition and self._parameters.gate and loads:
-            promise = pool.choice.promise_s
-            pool.partition.turn(now, loads, promise if promise < math.inf else _DEFAULT_TPOT_S)
+            promise = min(pool.choice.tpot_promise_s(load) for load in loads)
+            pool.partition.turn(now, loads, promise)
 
 
 def _in_flight(entry: EngineEntry) -> Key:
