@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sage_bench.simulation.command import simulate_scenario
+from sage_bench.simulation.command import check_policies, simulate_scenario
 
 if TYPE_CHECKING:
     from sage_bench.session import Progress, RunResult
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 
 app.command("simulate")(simulate_scenario)
+app.command("policies")(check_policies)
 
 # Exit codes of --check, so that a script can tell "worse than promised" from "not shown".
 FAILED, UNPROVED = 1, 3

@@ -17,7 +17,7 @@ from sage_bench.simulation.controller import ControllerFactory, controller_facto
 from sage_bench.simulation.embedding_engine import EmbeddingEngineSpec
 from sage_bench.simulation.faults import Fault
 from sage_bench.simulation.gateway import Journal, Surroundings
-from sage_bench.simulation.llm_engine import LlmEngineSpec
+from sage_bench.simulation.llm_engine_spec import LlmEngineSpec
 from sage_bench.simulation.request_facts import RequestFacts, engine_facts
 from sage_bench.simulation.scenario import (
     EmbeddingGroup,
@@ -44,7 +44,7 @@ from sage_bench.workloads.sources import (
 from sage_bench.workloads.tenants import ZipfTenants
 from sage_bench.workloads.traces import trace_requests
 from sage_prefect.common.errors import SettingsError, near_name
-from sage_prefect.control_plane.events import Band, Limits
+from sage_prefect.control_plane.events import Band, BandSpec, Limits
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def variants(policy: PolicySpec) -> list[Variant]:
         shown = ", ".join(f"{k}={v}" for k, v in chosen.items())
         found.append(
             Variant(
-                f"{policy.label} [{shown}]" if shown else policy.label,
+                f"{policy.label} ({shown})" if shown else policy.label,
                 policy.label,
                 policy.use,
                 {**policy.options, **options},
@@ -116,7 +116,7 @@ def assemble(
         queue_timeout_s=spec.limits.queue_timeout_s,
         max_retries=spec.limits.max_retries,
     )
-    make = controllers or controller_factory(variant.use, limits, variant.options)
+    make = controllers or controller_factory(variant.use, limits, variant.options, seed)
     workloads = {workload.name: workload for workload in spec.workloads}
     noise = np.random.default_rng([seed, 1_000_003])
     return Simulation(
@@ -135,12 +135,17 @@ def assemble(
             detection_s=spec.detection_s,
             staleness_s=spec.staleness_s,
             progress_s=spec.progress_s,
+            attempt_timeout_s=spec.attempt_timeout_s,
             until_s=spec.duration_s,
             drain_s=spec.drain_s,
         ),
         RequestFacts(workloads, noise),
         [Fault(f.at_s, f.engine, f.kind, f.for_s, f.factor) for f in spec.faults],
         weights={tenant.name: tenant.weight for tenant in spec.tenants},
+        bands=[
+            BandSpec(**{**item.model_dump(), "band": Band[item.band.upper()]})
+            for item in spec.bands
+        ],
         journal=journal,
     )
 

@@ -40,13 +40,14 @@ class Clients:
         """Requests that have not ended."""
         self.open = 0
         """Of those, the ones of open loops."""
+        self.asked = 0
+        """Requests sent so far."""
         self._sources = sources
         self._queue = queue
         self._records = records
         self._gateways = gateways
         self._arrive = arrive
         self._hang_up = hang_up
-        self._count = 0
 
     def begin(self) -> None:
         """Plan the first requests."""
@@ -98,8 +99,8 @@ class Clients:
         if source is not None:
             self._next_of(source)
             self.open += 1
-        flight = Flight(str(self._count), request, self._count % self._gateways, closed)
-        self._count += 1
+        flight = Flight(str(self.asked), request, self.asked % self._gateways, closed)
+        self.asked += 1
         self.flights[flight.key] = flight
         patience = request.traffic.patience_s
         if patience is not None:

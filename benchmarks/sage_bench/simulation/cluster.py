@@ -8,7 +8,8 @@ from typing import TypeAlias
 
 from sage_bench.simulation.embedding_engine import EmbeddingEngine, EmbeddingEngineSpec
 from sage_bench.simulation.flight import Job
-from sage_bench.simulation.llm_engine import LlmEngine, LlmEngineSpec
+from sage_bench.simulation.llm_engine import LlmEngine
+from sage_bench.simulation.llm_engine_spec import LlmEngineSpec
 from sage_prefect.common.errors import SettingsError
 from sage_prefect.control_plane.events import EngineGauges, EngineSpec
 

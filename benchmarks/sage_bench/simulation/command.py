@@ -59,6 +59,50 @@ def simulate_scenario(
     console.print(f"Files: {result.folder.path}", soft_wrap=True, highlight=False)
 
 
+def check_policies(
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="Numbers of targets, e.g. 1 3; default: all.")
+    ] = None,
+    policy: Annotated[
+        str, typer.Option(help="The policy that stands in for hybrid in every scenario.")
+    ] = "hybrid",
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Seeds 0 to N-1; fewer than 5 prove nothing.")
+    ] = 5,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Simulations at once, each in a process of its own.")
+    ] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Results root; default: $SAGE_RESULTS_DIR, else ./results.")
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Exit with 1 when a claim fails, 3 when one is unproved."),
+    ] = False,
+) -> None:
+    """Simulate what the hybrid policy promises, beside each baseline at its best setting."""
+    from rich.console import Console
+
+    from sage_bench.claims import Verdict
+    from sage_bench.simulation.target_run import run_targets
+
+    console = Console() if sys.stdout.isatty() else Console(width=180)
+    with _progress() as report:
+        verdicts = run_targets(
+            targets or None,
+            policy=policy,
+            seeds=range(seeds),
+            processes=processes,
+            out=out,
+            command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+            report=report,
+            console=console,
+        )
+    if check:
+        failed, open_ = Verdict.FAIL in verdicts, Verdict.UNPROVED in verdicts
+        raise typer.Exit(1 if failed else 3 if open_ else 0)
+
+
 @contextmanager
 def _progress() -> Iterator[Report]:
     """A progress bar on standard error; silent where that is no terminal."""

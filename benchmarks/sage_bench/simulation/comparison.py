@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sage_bench.report import figure, with_interval
 from sage_bench.simulation.experiment_run import PolicyResult
@@ -97,7 +98,7 @@ def print_figures(console: Console, figures: Sequence[Figure], seeds: int) -> No
         table.title_justify = "left"
         for variant in dict.fromkeys(item.variant for item in figures):
             row = {item.metric: item.value for item in figures if item.variant == variant}
-            table.add_row(variant, *(_cell(row.get(m)) for m in metrics))
+            table.add_row(Text(variant), *(_cell(row.get(m)) for m in metrics))
         console.print(table)
         console.print()
 

@@ -39,7 +39,7 @@ def check_controller(name: str) -> str:
 
 
 def controller_factory(
-    name: str, limits: Limits, options: dict[str, Any] | None = None
+    name: str, limits: Limits, options: dict[str, Any] | None = None, seed: int = 0
 ) -> ControllerFactory:
     """Makes controllers of this name.
 
@@ -54,4 +54,4 @@ def controller_factory(
         cls = BASELINES[baseline]
         cls.check_options(given)
         return lambda: cls(**given)
-    return lambda: ControlPlaneManager(kind, limits, remember=0)
+    return lambda: ControlPlaneManager(kind, limits, remember=0, seed=seed)

@@ -21,9 +21,10 @@ _BATCH = 128
 
 @dataclass(frozen=True)
 class Fairness:
-    """Figures over windows with at least two backlogged tenants; None: there were none.
+    """Figures over windows with at least two backlogged tenants of one band; None: there were none.
 
-    ``jain`` is the mean index of service / weight, ``max_difference_ms`` VTC's metric: the largest
+    Tenants of different bands are not compared: bands are meant to be unequal. ``jain`` is the mean
+    index of service / weight, ``max_difference_ms`` VTC's metric: the largest
     gap in accumulated service / weight between two tenants while both stay backlogged.
     """
 
@@ -50,10 +51,31 @@ def fairness(
 ) -> Fairness:
     """Fairness between ``start_s`` and ``end_s``."""
     columns = records.columns()
-    tenants = len(records.tenants)
     windows = int((end_s - start_s) // window_s)
-    if tenants < 2 or windows < 1:
+    if windows < 1:
         return Fairness(None, None, 0)
+    bands = np.asarray([int(traffic.band) for traffic in records.traffics])
+    band = bands[columns["traffic"].astype(np.int64)] if len(bands) else np.zeros(0)
+    jain: list[float] = []
+    worst = 0.0
+    for number in sorted(set(bands.tolist())):
+        mine = {name: column[band == number] for name, column in columns.items()}
+        indices, difference = _of_band(mine, records, profile, weights, start_s, windows, window_s)
+        jain += indices
+        worst = max(worst, difference)
+    return Fairness(float(np.mean(jain)), worst, len(jain)) if jain else Fairness(None, None, 0)
+
+
+def _of_band(
+    columns: Mapping[str, Column],
+    records: Records,
+    profile: StepProfile,
+    weights: Mapping[str, float],
+    start_s: float,
+    windows: int,
+    window_s: float,
+) -> tuple[list[float], float]:
+    tenants = len(records.tenants)
     who = columns["tenant"].astype(np.int64)
     cost = service_ms(columns, profile)
     at, done = columns["at"], np.isfinite(columns["e2e_s"])
@@ -78,7 +100,8 @@ def fairness(
     return _figures(service, backlogged)
 
 
-def _figures(service: Column, backlogged: NDArray[np.bool_]) -> Fairness:
+def _figures(service: Column, backlogged: NDArray[np.bool_]) -> tuple[list[float], float]:
+    """Jain's index of each window with two backlogged tenants; the largest difference."""
     indices: list[float] = []
     worst = 0.0
     lead = np.zeros((service.shape[1], service.shape[1]))
@@ -91,6 +114,4 @@ def _figures(service: Column, backlogged: NDArray[np.bool_]) -> Fairness:
         x = got[active]
         square = float((x**2).sum())
         indices.append(float(x.sum()) ** 2 / (len(x) * square) if square > 0 else 1.0)
-    if not indices:
-        return Fairness(None, None, 0)
-    return Fairness(float(np.mean(indices)), worst, len(indices))
+    return indices, worst

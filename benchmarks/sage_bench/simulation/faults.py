@@ -12,8 +12,8 @@ from sage_bench.simulation.llm_engine import LlmEngine
 from sage_prefect.common.errors import SettingsError
 from sage_prefect.control_plane.events import EngineState
 
-FaultKind = Literal["crash", "slow", "hang", "refuse", "start", "fast", "accept"]
-"""``start``, ``fast`` and ``accept`` end ``crash``, ``slow`` and ``refuse``."""
+FaultKind = Literal["crash", "slow", "hang", "refuse", "start", "fast", "resume", "accept"]
+"""``start``, ``fast``, ``resume``, ``accept`` end ``crash``, ``slow``, ``hang``, ``refuse``."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ class Fault:
         """What probes will find; None: they notice nothing."""
         if self.kind == "crash":
             return EngineState.DOWN
-        return EngineState.READY if self.kind == "start" else None
+        if self.kind == "hang":
+            return EngineState.SUSPECT
+        return EngineState.READY if self.kind in ("start", "resume") else None
 
     def apply(self, node: Node, now: float) -> Fault | None:
         """Act on an engine; returns what ends the fault."""
@@ -74,19 +76,20 @@ class Fault:
             node.up, after = False, "start"
             engine.crash()
         elif self.kind == "start":
-            node.up = True
-            node.restart()
+            if not node.up:
+                node.up = True
+                node.restart()
         elif self.kind in ("slow", "fast"):
             node.slowdown = 1 / self.factor if self.kind == "slow" else 1.0
             node.apply_stretch(now)
             after = "fast" if self.kind == "slow" else None
         elif self.kind == "hang":
-            until = now + self.for_s
+            until, after = now + self.for_s, "resume"
             if isinstance(engine, LlmEngine):
                 engine.hold(until, now)
             else:
                 engine.hold(until)
-        else:
+        elif self.kind in ("refuse", "accept"):
             node.refusing = self.kind == "refuse"
             after = "accept" if self.kind == "refuse" else None
         if after is None or self.for_s == math.inf:

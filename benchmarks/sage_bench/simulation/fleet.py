@@ -13,6 +13,7 @@ from sage_bench.simulation.faults import Fault
 from sage_bench.simulation.flight import Batch, Flight, Job
 from sage_bench.simulation.llm_engine import LlmEngine
 from sage_bench.simulation.sequence import Sequence as LlmSequence
+from sage_prefect.common.errors import BenchmarkError
 from sage_prefect.control_plane.events import FailureCause
 
 
@@ -83,8 +84,12 @@ class Fleet:
             sequence = LlmSequence(
                 job, request.prompt, request.output, priority, request.chain, request.chain_after
             )
+            try:
+                engine.submit(sequence, now)
+            except BenchmarkError as error:
+                self._listener.failed(job, node, FailureCause.STATUS, f"400: {error.message}")
+                return
             job.work = sequence
-            engine.submit(sequence, now)
         else:
             lengths = job.lengths if isinstance(job, Batch) else job.request.inputs
             call = EmbeddingCall(job, lengths)
@@ -130,8 +135,7 @@ class Fleet:
                 if not isinstance(flight, Flight) or flight.work is not emission.sequence:
                     continue  # an attempt that was given up meanwhile
                 if emission.finished:
-                    del node.inside[flight.key]
-                    listener.answered(flight)
+                    self._complete(node, flight)
                 else:
                     listener.first_token(flight)
         else:
@@ -139,12 +143,17 @@ class Fleet:
                 job = answer.call.key
                 if not isinstance(job, (Flight, Batch)) or job.work is not answer.call:
                     continue
-                del node.inside[job.key]
-                listener.answered(job)
+                self._complete(node, job)
         if node.neighbour is not None:
             node.neighbour.apply_stretch(self._queue.now)
             self._rearm(node.neighbour)
         self._arm(node)
+
+    def _complete(self, node: Node, job: Job) -> None:
+        del node.inside[job.key]
+        self._listener.answered(job)
+        # Work and job point at each other: part them, for the collector is off in long runs.
+        job.work = None
 
     # -- faults ---------------------------------------------------------------------------
 

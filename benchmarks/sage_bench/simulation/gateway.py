@@ -54,6 +54,7 @@ class Surroundings:
         detection_s: until a crash or a recovery is noticed.
         staleness_s: how old an engine's gauges are when they are told, and how often; 0: never.
         progress_s: how often a gateway hears of each stream in work; 0: never.
+        attempt_timeout_s: an attempt without a first token fails after this.
         until_s: end of the arrivals.
         drain_s: how long after that open-loop requests may still finish.
     """
@@ -64,6 +65,7 @@ class Surroundings:
     detection_s: float = 1.0
     staleness_s: float = 0.0
     progress_s: float = 0.0
+    attempt_timeout_s: float = math.inf
     until_s: float = 600.0
     drain_s: float = 60.0
 
@@ -89,6 +91,7 @@ class Gateway:
         self._clients = clients
         self._facts = facts
         self._network_s = around.network_s
+        self._timeout_s = around.attempt_timeout_s
         self._cost_s = around.gateway_s
         self._journal = journal
         self._free_at = 0.0
@@ -146,11 +149,24 @@ class Gateway:
         flight.dispatched_at = self._queue.now
         flight.first_at = NEVER
         self._after_network(self._on_submit, (flight, flight.turn))
+        if self._timeout_s < math.inf:
+            self._queue.push(
+                self._queue.now + self._timeout_s, self._on_timeout, (flight, flight.turn)
+            )
 
     def _on_submit(self, payload: tuple[Flight, int]) -> None:
         flight, turn = payload
         if flight.turn == turn and not flight.ended and flight.node is not None:
             self._fleet.submit(flight, flight.node)
+
+    def _on_timeout(self, payload: tuple[Flight, int]) -> None:
+        flight, turn = payload
+        node = flight.node
+        if flight.turn != turn or flight.ended or flight.first_at != NEVER or node is None:
+            return
+        self._close(flight.key, node)
+        message = f"no first token within {self._timeout_s:g} s"
+        self.tell(Failed(flight.key, node.name, FailureCause.TIMEOUT, True, message))
 
     def _dispatch_batch(self, action: DispatchBatch) -> None:
         node = self._fleet.node(action.engine)
@@ -183,9 +199,12 @@ class Gateway:
             self._clients.refuse(flight, outcome, action.status, action.retry_after)
 
     def _abort(self, action: Abort) -> None:
-        node = self._fleet.node(action.engine)
-        job = node.inside.get(action.request_id)
-        flight = job or self._clients.flights.get(action.request_id)
+        self._close(action.request_id, self._fleet.node(action.engine))
+
+    def _close(self, key: str, node: Node) -> None:
+        """Close the connection of an attempt."""
+        job = node.inside.get(key)
+        flight = job or self._clients.flights.get(key)
         if isinstance(flight, Flight):
             # From here on nothing of this attempt is heard, whatever is on its way.
             flight.turn += 1

@@ -14,8 +14,11 @@ from sage_bench.simulation.fairness import fairness
 from sage_bench.simulation.llm_engine import LlmEngine
 from sage_bench.simulation.records import Column, Outcome, Records
 from sage_bench.simulation.simulation import Simulation
+from sage_bench.stats import samples_needed
 from sage_bench.workloads.client_request import Traffic
 
+_TIMES = ("ttft_s", "tpot_s", "max_gap_s", "e2e_s", "queued_s")
+_LATENCIES = (*_TIMES, "outcome", "retry_after_s")
 Figures = dict[str, float]
 """Name -> value; names are ``<workload>.<metric>`` or ``all.<metric>``. NaN: nothing to measure."""
 
@@ -29,6 +32,10 @@ def measure(simulation: Simulation, warmup_s: float, end_s: float) -> Figures:
         mine = columns["traffic"] == number
         for name, value in _workload(columns, mine, traffic, warmup_s, end_s).items():
             figures[f"{traffic.name}.{name}"] = value
+    figures.update(_bands(records, columns, warmup_s, end_s))
+    for number, (at_s, engine) in enumerate(simulation.slowdowns):
+        for name, value in _shift(columns, records.engines.index(engine), at_s).items():
+            figures[f"fault{number}.{name}"] = value
     for name, value in _cluster(simulation, records, warmup_s, end_s).items():
         figures[f"all.{name}"] = value
     return figures
@@ -58,7 +65,7 @@ def _workload(
 ) -> Figures:
     at = columns["at"]
     offered = mine & (at >= warmup_s) & (at < end_s)
-    chosen = {name: column[offered] for name, column in columns.items()}
+    chosen = {name: columns[name][offered] for name in _LATENCIES}
     count = int(offered.sum())
     outcome = chosen["outcome"]
     span = end_s - warmup_s
@@ -74,11 +81,14 @@ def _workload(
     told = np.isfinite(chosen["retry_after_s"])
     figures["told_when"] = float(told[refused].mean()) if refused.any() else 1.0
     done = outcome == Outcome.DONE
-    for name in ("ttft_s", "tpot_s", "max_gap_s", "e2e_s", "queued_s"):
+    for name in _TIMES:
         known = chosen[name][done & np.isfinite(chosen[name])]
         for label, q in (("p50", 50), ("p95", 95), ("p99", 99), ("max", 100)):
             figures[f"{name}.{label}"] = float(np.percentile(known, q)) if len(known) else math.nan
         figures[f"{name}.mean"] = float(known.mean()) if len(known) else math.nan
+    figures["worst_tenant_ttft_s.p99"] = _worst_tenant(
+        columns["tenant"][offered][done], chosen["ttft_s"][done]
+    )
     ended = at + columns["e2e_s"]
     finished = mine & (columns["outcome"] == Outcome.DONE) & (ended >= warmup_s) & (ended < end_s)
     prompt, output = columns["prompt"][finished].sum(), columns["output"][finished].sum()
@@ -89,6 +99,41 @@ def _workload(
     total = columns["prompt"][finished].sum()
     figures["cached_share"] = float(columns["cached"][finished].sum() / total) if total else 0.0
     return figures
+
+
+def _worst_tenant(tenants: Column, ttft: Column) -> float:
+    """The largest p99 of a tenant with enough requests to have one."""
+    counts = np.bincount(tenants.astype(np.int64)) if len(tenants) else np.zeros(0)
+    found = [
+        float(np.percentile(ttft[tenants == tenant], 99))
+        for tenant in np.flatnonzero(counts >= samples_needed(0.99))
+    ]
+    return max(found, default=math.nan)
+
+
+def _bands(records: Records, columns: dict[str, Column], start_s: float, end_s: float) -> Figures:
+    """Tokens/s of what ended in time, by band."""
+    ended = columns["at"] + columns["e2e_s"]
+    inside = (columns["outcome"] == Outcome.DONE) & (ended >= start_s) & (ended < end_s)
+    figures: Figures = {}
+    for number, traffic in enumerate(records.traffics):
+        mine = inside & (columns["traffic"] == number)
+        tokens = columns["prompt"][mine].sum()
+        if traffic.kind != "embedding":
+            tokens += columns["output"][mine].sum()
+        name = f"band.{traffic.band.label}.tokens_per_s"
+        figures[name] = figures.get(name, 0.0) + float(tokens) / (end_s - start_s)
+    return figures
+
+
+def _shift(columns: dict[str, Column], engine: int, at_s: float) -> Figures:
+    """An engine's share of what was dispatched in 60 s before a fault, and from 10 s to 40 s after
+    it."""
+    sent = columns["at"] + columns["queued_s"]
+    mine = columns["engine"] == engine
+    before = (sent >= at_s - 60) & (sent < at_s)
+    after = (sent >= at_s + 10) & (sent < at_s + 40)
+    return {"share_before": _share(mine[before]), "share_after": _share(mine[after])}
 
 
 def _share(flags: NDArray[np.bool_]) -> float:

@@ -1,4 +1,4 @@
-"""What became of every request: columns, one row per request, 100 bytes each."""
+"""What became of every request: columns, one row per request, 92 bytes each."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Records:
         self._traffic_ids: dict[str, int] = {}
         self._tenant_ids: dict[str, int] = {}
         self._floats = {name: array("d") for name in _FLOATS}
-        self._counts = {name: array("q") for name in _COUNTS}
+        self._counts = {name: array("i") for name in _COUNTS}
         self._frozen: dict[str, Column] | None = None
 
     def __len__(self) -> int:

@@ -213,6 +213,17 @@ class TenantWeight(_Spec):
     weight: float = Field(1.0, gt=0)
 
 
+class BandPromise(_Spec):
+    """What differs from the control plane's own promises of a band."""
+
+    band: Literal["critical", "interactive", "standard", "batch"]
+    ttft_slo_s: float | None = Field(None, gt=0)
+    tpot_slo_s: float | None = Field(None, gt=0)
+    min_share: float = Field(0.0, ge=0, le=1)
+    age_limit_s: float | None = Field(None, gt=0)
+    reject_share: float | None = Field(None, gt=0)
+
+
 class LimitSpec(_Spec):
     max_queued_requests: int = Field(1_000_000, ge=1)
     queue_timeout_s: float = Field(3600.0, gt=0)
@@ -235,6 +246,7 @@ class ScenarioSpec(_Spec):
     policies: list[PolicySpec] = Field(min_length=1)
     faults: list[FaultSpec] = []
     tenants: list[TenantWeight] = []
+    bands: list[BandPromise] = []
     limits: LimitSpec = LimitSpec()
     network_ms: float = Field(0.5, ge=0)
     gateway_ms: float = Field(0.0, ge=0)
@@ -242,6 +254,7 @@ class ScenarioSpec(_Spec):
     detection_s: float = Field(1.0, ge=0)
     staleness_s: float = Field(0.0, ge=0)
     progress_s: float = Field(0.0, ge=0)
+    attempt_timeout_s: float = Field(float("inf"), gt=0)
     best_by: str | None = None
 
     @field_validator("policies", mode="before")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sage_bench.simulation.clients import Clients
 from sage_bench.simulation.cluster import Node, NodeSpec
-from sage_bench.simulation.controller import ControllerFactory
+from sage_bench.simulation.controller import Controller, ControllerFactory
 from sage_bench.simulation.event_queue import EventQueue
 from sage_bench.simulation.faults import Fault
 from sage_bench.simulation.fleet import Fleet
@@ -19,6 +19,8 @@ from sage_bench.simulation.request_facts import RequestFacts
 from sage_bench.simulation.sequence import Sequence as LlmSequence
 from sage_bench.workloads.sources import ClosedLoop, OpenLoop
 from sage_prefect.control_plane.events import (
+    BandsChanged,
+    BandSpec,
     EngineAdded,
     EngineReport,
     EngineState,
@@ -39,6 +41,7 @@ class Simulation:
         facts: what a gateway is told of a request.
         faults: what goes wrong when.
         weights: of tenants; those not named have 1.
+        bands: promises that differ from the control plane's own.
         journal: called with every event that a controller takes.
     """
 
@@ -52,12 +55,22 @@ class Simulation:
         faults: Sequence[Fault] = (),
         *,
         weights: Mapping[str, float] | None = None,
+        bands: Sequence[BandSpec] = (),
         journal: Journal | None = None,
     ) -> None:
         self.queue = EventQueue()
         self.fleet = Fleet(nodes, self.queue, self, faults)
         self.around = around
+        self.slowdowns = [
+            (fault.at_s, node.name)
+            for fault in faults
+            if fault.kind == "slow"
+            for node in self.fleet.nodes
+            if fault.hits(node.name)
+        ]
+        """When which engine becomes slow."""
         self.weights = dict(weights or {})
+        self.bands = tuple(bands)
         self.records = Records([node.name for node in self.fleet.nodes])
         self.clients = Clients(
             sources,
@@ -71,6 +84,11 @@ class Simulation:
             Gateway(i, controllers(), self.queue, self.fleet, self.clients, facts, around, journal)
             for i in range(around.gateways)
         ]
+
+    @property
+    def controllers(self) -> list[Controller]:
+        """What decides, one per gateway."""
+        return [gateway.controller for gateway in self.gateways]
 
     def run(self) -> Records:
         """Run until the last open-loop request has ended, or the time to drain is over."""
@@ -91,6 +109,8 @@ class Simulation:
                 spec = node.spec.spec
                 window = max(1, spec.max_concurrency // around.gateways)
                 gateway.tell(EngineAdded(replace(spec, max_concurrency=window)))
+            if self.bands:
+                gateway.tell(BandsChanged(self.bands))
             if self.weights:
                 tenants = tuple(TenantSpec(name, weight) for name, weight in self.weights.items())
                 gateway.tell(TenantsChanged(tenants))
@@ -116,7 +136,7 @@ class Simulation:
 
     def noticed(self, node: Node, fault: Fault) -> None:
         """Probes of all gateways find it out after a while."""
-        if fault.state is not None:
+        if fault.state is not None and (node.up or fault.state is not EngineState.READY):
             report = EngineReport(node.name, fault.state, fault.kind)
             self.queue.push(self.queue.now + self.around.detection_s, self._on_reports, [report])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sage_bench.simulation.llm_engine import LlmEngineSpec
+from sage_bench.simulation.llm_engine_spec import LlmEngineSpec
 
 
 @dataclass(eq=False)

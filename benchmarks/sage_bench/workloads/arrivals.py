@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from sage_prefect.common.errors import SettingsError
 
 _BLOCK = 4096
+_CLOCKWORK = 1e-3  # gaps that vary less than this do not vary
+_MAX_CV = 100.0
 
 
 @dataclass(frozen=True)
@@ -125,18 +127,18 @@ def arrival_times(
     """Arrival times below ``until_s``, rising.
 
     Args:
-        cv: coefficient of variation of the gaps; 1 is Poisson, 0 is clockwork.
+        cv: coefficient of variation of the gaps; 1 is Poisson, under 0.001 is clockwork.
 
     Raises:
-        SettingsError: ``cv`` is negative or not finite.
+        SettingsError: ``cv`` is not between 0 and 100.
     """
-    if not 0 <= cv < math.inf:
-        raise SettingsError(f"arrivals: cv {cv} must be a number of at least 0.")
+    if not 0 <= cv <= _MAX_CV:
+        raise SettingsError(f"arrivals: cv {cv} must be a number from 0 to {_MAX_CV:g}.")
     times, integral = schedule._integral(until_s)
     end = float(integral[-1])
     total = 0.0
     while total < end:
-        if cv == 0:
+        if cv < _CLOCKWORK:
             gaps = np.ones(_BLOCK)
         elif cv == 1:
             gaps = rng.standard_exponential(_BLOCK)

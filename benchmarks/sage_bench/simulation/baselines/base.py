@@ -64,6 +64,7 @@ class RoutingBaseline(ABC):
     name: ClassVar[str]
 
     def __init__(self) -> None:
+        self.now = 0.0
         self._engines: dict[str, Engine] = {}
         self._pools: dict[str, list[Engine]] = {}
         self._flights: dict[str, _Flight] = {}
@@ -105,6 +106,7 @@ class RoutingBaseline(ABC):
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """The controller's door; events that a load balancer does not hear of change nothing."""
+        self.now = now
         handler = self._handlers.get(type(event))
         return handler(event) if handler is not None else []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sage_bench.simulation.baselines.base import Engine, RoutingBaseline
 from sage_prefect.common.errors import SettingsError
 from sage_prefect.control_plane.events import Band, RequestInfo
@@ -44,21 +46,31 @@ class LeastOutstanding(RoutingBaseline):
 
 
 class LeastOutstandingBySpeed(RoutingBaseline):
-    """An oracle for unequal engines: fewest requests inside per true speed, told by ``speeds``.
+    """An oracle for unequal engines: fewest requests inside per true speed.
 
     Args:
         speeds: engine name -> relative speed; those not named have 1.
+        changes: (time in seconds, engine, new speed), told at that very moment.
     """
 
     name = "least_outstanding_by_speed"
 
-    def __init__(self, speeds: dict[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        speeds: dict[str, float] | None = None,
+        changes: Sequence[tuple[float, str, float]] = (),
+    ) -> None:
         super().__init__()
-        self._speeds = speeds or {}
-        if any(not speed > 0 for speed in self._speeds.values()):
-            raise SettingsError(f"speeds {self._speeds} must be above 0.")
+        self._speeds = dict(speeds or {})
+        self._changes = sorted((at, engine, speed) for at, engine, speed in changes)
+        every = [*self._speeds.values(), *(change[2] for change in self._changes)]
+        if any(not speed > 0 for speed in every):
+            raise SettingsError(f"speeds {every} must be above 0.")
 
     def choose(self, info: RequestInfo, engines: list[Engine]) -> Engine:
+        while self._changes and self._changes[0][0] <= self.now:
+            _, name, speed = self._changes.pop(0)
+            self._speeds[name] = speed
         return min(engines, key=lambda e: (e.in_flight + 1) / self._speeds.get(e.name, 1.0))
 
 
