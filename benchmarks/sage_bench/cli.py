@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sage_bench.load.command import load
+
 if TYPE_CHECKING:
     from sage_bench.session import Progress, RunResult
 
@@ -16,6 +18,8 @@ app = typer.Typer(
     help="Measure SAGE beside its peers; every figure with its interval, its noise and its files.",
     no_args_is_help=True,
 )
+
+app.command("load")(load)
 
 # Exit codes of --check, so that a script can tell "worse than promised" from "not shown".
 FAILED, UNPROVED = 1, 3
