@@ -1,0 +1,1 @@
+"""The load generator: requests at planned times against an OpenAI-compatible server."""
