@@ -8,7 +8,8 @@ import gc
 import importlib.util
 import random
 import signal
-from collections.abc import Coroutine, Iterator
+import threading
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
@@ -106,11 +107,23 @@ async def perform(plan: LoadPlan) -> LoadRun:
                 plan.process, plan.rate_per_s or 0.0, random.Random(plan.seed), cv=plan.cv
             )
             driver = OpenLoop(client, zip(times, requests, strict=False), plan.bounds)
-        loop = asyncio.get_running_loop()
-        # Not in the main thread, or no such signals: then nobody can send Ctrl-C either.
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.add_signal_handler(signal.SIGINT, driver.stop)
-        return await driver.run()
+        with _interrupt_calls(driver.stop):
+            return await driver.run()
+
+
+@contextlib.contextmanager
+def _interrupt_calls(stop: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C calls ``stop`` inside the block, and what it did before after it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    before, loop = signal.getsignal(signal.SIGINT), asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, before)
 
 
 def run_in_loop(main: Coroutine[Any, Any, _T]) -> _T:
