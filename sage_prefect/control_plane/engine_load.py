@@ -28,10 +28,25 @@ class EngineLoad:
     """
 
     __slots__ = (
-        "_assumed", "_dirty_at",
-        "_promises", "_rate", "_rate_at", "batch", "batch_preferred", "budget", "context", "entry",
-        "kv_limit", "kv_tokens", "latency", "model", "preemptions",
-        "prefill", "sampled_at", "waiting", "window",
+        "_dirty_at",
+        "_promises",
+        "_rate",
+        "_rate_at",
+        "assumed",
+        "batch",
+        "batch_preferred",
+        "budget",
+        "context",
+        "entry",
+        "kv_limit",
+        "kv_tokens",
+        "latency",
+        "model",
+        "preemptions",
+        "prefill",
+        "sampled_at",
+        "waiting",
+        "window",
     )  # fmt: skip
 
     def __init__(self, entry: EngineEntry, rules: WindowRules) -> None:
@@ -60,7 +75,7 @@ class EngineLoad:
         self._dirty_at = -math.inf  # when a prompt was last on its way
         self._promises: Counter[float] = Counter()
         # Answers that do not stream show no first token: it is taken to come when predicted.
-        self._assumed: list[tuple[float, int, ScheduledRequest, float]] = []
+        self.assumed: list[tuple[float, int, ScheduledRequest, float]] = []
 
     # -- reading --------------------------------------------------------------------------
 
@@ -112,7 +127,7 @@ class EngineLoad:
         request.prefilling = True
         if not request.info.stream:
             at = now + self.ttft(uncached)
-            heapq.heappush(self._assumed, (at, request.seq, request, now))
+            heapq.heappush(self.assumed, (at, request.seq, request, now))
         self.prefill += uncached
         self.waiting += 1
         self.context += kv
@@ -131,8 +146,8 @@ class EngineLoad:
 
     def assume(self, now: float) -> None:
         """Take the prompts to be through whose time has come and that will not say so."""
-        while self._assumed and self._assumed[0][0] <= now:
-            _, _, request, sent_at = heapq.heappop(self._assumed)
+        while self.assumed and self.assumed[0][0] <= now:
+            _, _, request, sent_at = heapq.heappop(self.assumed)
             if request.dispatched_at == sent_at and request.engine == self.entry.name:
                 self.first_token(request, now)
 

@@ -408,7 +408,7 @@ class ControlPlaneManager:
                 "dispatched",
                 engine=entry.spec.name,
                 policy=self.policy.name,
-                candidates=self.policy.candidates(request),
+                scores=self.policy.scores(request),
             )
             self.ledger.charge(entry.spec.name, info.request_id)
             request.state = "running"

@@ -146,7 +146,7 @@ async def test_explain(lab: Any) -> None:
     assert story["state"] == "done"
     assert story["engine"] == "e1"
     assert story["decisions"][0]["what"] == "dispatched"
-    assert story["decisions"][0]["candidates"][0]["engine"] == "e1"
+    assert story["decisions"][0]["scores"][0][0] == "e1"
     assert (await gateway.client.get("/v1/management/explain/nothing")).status_code == 404
 
 

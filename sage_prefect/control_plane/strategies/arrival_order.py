@@ -120,6 +120,10 @@ class ArrivalOrderPolicy(SchedulingPolicy):
     def __len__(self) -> int:
         return self._size
 
+    def scores(self, request: ScheduledRequest) -> list[tuple[str, float]]:
+        members = self.ledger.members(request.info.model)[:_EXPLAINED]
+        return [(entry.spec.name, self.placement_key(entry)[-1]) for entry in members]
+
     def candidates(self, request: ScheduledRequest) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = []
         for entry in self.ledger.pool(request.info.model).values():

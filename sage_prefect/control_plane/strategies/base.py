@@ -84,6 +84,10 @@ class SchedulingPolicy(ABC):
     def candidates(self, request: ScheduledRequest) -> list[dict[str, Any]]:
         """For ``explain``: engines looked at for this request, each with its score."""
 
+    def scores(self, request: ScheduledRequest) -> list[tuple[str, float]]:
+        """The engines that the last dispatch was chosen from, each with its score (lower first)."""
+        return []
+
     # -- optional: what a policy may learn from -------------------------------------------
 
     def configure(self, bands: Mapping[Band, BandSpec], tenants: Mapping[str, TenantSpec]) -> None:

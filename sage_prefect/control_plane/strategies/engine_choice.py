@@ -38,6 +38,8 @@ class EngineChoice:
         self.ttft_promise_s = math.inf
         self.usual_prompt = 512.0
         """Uncached prompt tokens of a latency request, a running mean."""
+        self.looked_at: list[Scored] = []
+        """What the last choice was made from, for ``explain``."""
         self._rng = rng
 
     def saw_latency(self, request: ScheduledRequest, uncached: float, now: float) -> None:
@@ -54,41 +56,50 @@ class EngineChoice:
         Args:
             loads: the candidates; the ones that cannot take it are sorted out here.
         """
-        fitting: list[Scored] = []
-        desperate: list[Scored] = []
         prefix = request.info.prefix if self.parameters.prefix else ()
         prompt = float(request.info.prompt_tokens)
         kv = prompt + (request.info.output_estimate or 256)
         batch = request.band is Band.BATCH
+        scored: list[Scored] = []
         for load in loads:
-            if not self._may_take(load, request, kv):
+            if not self._may_take(load, kv):
                 continue
             cached = self.index.cached_tokens(load.entry.name, prefix) if prefix else 0.0
             uncached = max(1.0, prompt - cached)
-            if batch:
-                if self._takes_batch(load, request, uncached, kv, now):
-                    fitting.append((load, self._batch_score(load), uncached))
-                continue
-            score = self._score(load, uncached)
-            if self._keeps_promise(load, request, uncached, kv, now):
-                fitting.append((load, score, uncached))
-            else:
-                tpot = load.tpot_with(now, uncached, kv)
-                if now >= request.due or tpot <= self.parameters.bend * request.tpot_slo_s:
-                    desperate.append((load, tpot, uncached))
-        if not batch:
-            # Engines that prefer batch work are left to it while others keep the promise.
-            fitting = [one for one in fitting if not one[0].batch_preferred] or fitting
-        if not fitting and desperate and self._is_urgent(request, now):
-            fitting = desperate
-        if not fitting:
+            if not batch:
+                scored.append((load, self._score(load, uncached), uncached))
+            elif self._takes_batch(load, uncached, kv, now):
+                scored.append((load, self._batch_score(load), uncached))
+        self.looked_at = scored
+        if request.tried:
+            scored = [one for one in scored if one[0].entry.name not in request.tried] or scored
+        if not scored:
             return None
-        fresh = [scored for scored in fitting if scored[0].entry.name not in request.tried]
-        return self._best(fresh or fitting)
+        return self._best(scored) if batch else self._best_kept(request, scored, kv, now)
+
+    def _best_kept(
+        self, request: ScheduledRequest, scored: list[Scored], kv: float, now: float
+    ) -> tuple[EngineLoad, float] | None:
+        """The best engine where a latency request's promise holds; engines that prefer batch work
+        are left to it while others do."""
+        others = [one for one in scored if not one[0].batch_preferred]
+        for group in (others, scored) if len(others) < len(scored) else (scored,):
+            left = group
+            while left:
+                load, uncached = self._best(left)
+                if self._keeps_promise(load, request, uncached, kv, now):
+                    return load, uncached
+                left = [one for one in left if one[0] is not load]
+        if not self._is_urgent(request, now):
+            return None
+        late, bend = now >= request.due, self.parameters.bend * request.tpot_slo_s
+        paces = [(one, one[0].tpot_with(now, one[2], kv)) for one in scored]
+        least = [(one[0], pace, one[2]) for one, pace in paces if late or pace <= bend]
+        return self._best(least) if least else None
 
     # -- may it go there ------------------------------------------------------------------
 
-    def _may_take(self, load: EngineLoad, request: ScheduledRequest, kv: float) -> bool:
+    def _may_take(self, load: EngineLoad, kv: float) -> bool:
         entry = load.entry
         if entry.leaving or entry.state not in (EngineState.READY, EngineState.WARMING):
             return False
@@ -111,9 +122,7 @@ class EngineChoice:
         slack = request.due - now
         return slack < self.parameters.last_resort * request.ttft_slo_s
 
-    def _takes_batch(
-        self, load: EngineLoad, request: ScheduledRequest, uncached: float, kv: float, now: float
-    ) -> bool:
+    def _takes_batch(self, load: EngineLoad, uncached: float, kv: float, now: float) -> bool:
         parameters = self.parameters
         if not parameters.gate:
             return True
@@ -146,12 +155,16 @@ class EngineChoice:
     # -- how good is it -------------------------------------------------------------------
 
     def _score(self, load: EngineLoad, uncached: float) -> float:
+        model = load.model
         if self.parameters.price:
-            return load.entry.spec.price * load.model.a * uncached
-        if not load.model.known:
+            return load.entry.spec.price * model.a * uncached
+        if not model.known:
             return (load.prefill + uncached + 1.0) * (load.running + 1)
-        harm = self.parameters.harm * load.latency * load.model.a * uncached / 8
-        return load.ttft(uncached) + harm
+        # EngineModel.ttft_s, written out: this runs for each engine at each dispatch.
+        tokens = load.prefill + uncached
+        step = model.c0 + model.b * (load.latency + load.batch) + model.g * load.context
+        ttft = model.kt * (model.a * tokens + step * (1.0 + tokens / load.budget))
+        return ttft + self.parameters.harm * load.latency * model.a * uncached / 8
 
     @staticmethod
     def _batch_score(load: EngineLoad) -> float:
@@ -159,8 +172,12 @@ class EngineChoice:
         return -fullness - (2.0 if load.batch_preferred else 0.0)
 
     def _best(self, scored: list[Scored]) -> tuple[EngineLoad, float]:
-        best = min(entry[1] for entry in scored)
-        margin = abs(best) * self.parameters.near + 1e-9
-        near = [entry for entry in scored if entry[1] <= best + margin]
-        load, _, uncached = near[0] if len(near) == 1 else self._rng.choice(near)
+        best = min(scored, key=_score_of)
+        limit = best[1] + abs(best[1]) * self.parameters.near + 1e-9
+        near = [one for one in scored if one[1] <= limit]
+        load, _, uncached = best if len(near) == 1 else self._rng.choice(near)
         return load, uncached
+
+
+def _score_of(scored: Scored) -> float:
+    return scored[1]

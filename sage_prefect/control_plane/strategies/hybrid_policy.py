@@ -40,6 +40,8 @@ _DEFAULT_OUTPUT = 256
 _REFERENCE_BATCH = 64
 """Sequences that share an iteration's fixed cost, for the currency of virtual time."""
 _MAX_CREDIT_S = 2.0
+_ADAPT_S = 0.25
+"""Windows and partition are looked at this often; they change every two and five seconds."""
 _JUDGED_TOKENS = 8
 """A mean over fewer tokens says little of the whole answer's."""
 _EXPLAINED = 8
@@ -177,6 +179,9 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         load = self._loads.get(entry.name)
         if load is None or load.entry is not entry:
             load = self._loads[entry.name] = EngineLoad(entry, self._parameters.window)
+            if len(self._loads) == self._parameters.scan + 1:
+                # From now on not all are looked at, and this index is kept.
+                self._least = PlacementIndex(self.ledger, _in_flight)
             self._index.set_capacity(entry.name, entry.spec.kv_tokens)
         load.respect(entry.spec)
         gone = entry.leaving or entry.state in (EngineState.DOWN, EngineState.SUSPECT)
@@ -195,7 +200,8 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         self.load_changed(entry)
 
     def load_changed(self, entry: EngineEntry) -> None:
-        self._least.update(entry)
+        if len(self._loads) > self._parameters.scan:
+            self._least.update(entry)
         if entry.leaving and not entry.running:
             self._loads.pop(entry.name, None)
             self._index.forget(entry.name)
@@ -308,6 +314,10 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             )
         return listed
 
+    def scores(self, request: ScheduledRequest) -> list[tuple[str, float]]:
+        pool = self._pools[request.info.model]
+        return [(load.entry.name, score) for load, score, _ in pool.choice.looked_at]
+
     # -- inside: who ----------------------------------------------------------------------
 
     def _pick(self, pool: _Pool, now: float) -> tuple[ScheduledRequest, EngineEntry] | None:
@@ -368,7 +378,8 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         if len(loads) > self._parameters.scan:
             loads = self._sample(loads, request)
         for load in loads.values():
-            load.assume(now)
+            if load.assumed:
+                load.assume(now)
         return loads.values()
 
     def _sample(
@@ -526,7 +537,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
     def _adapt(self, pool: _Pool, now: float) -> None:
         if now < pool.adapt_at:
             return
-        pool.adapt_at = now + self._parameters.tick
+        pool.adapt_at = now + _ADAPT_S
         loads = [
             load
             for load in pool.loads.values()
