@@ -9,9 +9,9 @@ from sage_prefect.control_plane.events import Band, BandSpec
 from sage_prefect.control_plane.window import WindowRules
 
 DEFAULT_BANDS: dict[Band, BandSpec] = {
-    Band.CRITICAL: BandSpec(Band.CRITICAL, reject_share=0.3),
-    Band.INTERACTIVE: BandSpec(Band.INTERACTIVE, age_limit_s=30.0, reject_share=0.2),
-    Band.STANDARD: BandSpec(Band.STANDARD, min_share=0.02, age_limit_s=120.0, reject_share=0.4),
+    Band.CRITICAL: BandSpec(Band.CRITICAL, reject_share=0.35),
+    Band.INTERACTIVE: BandSpec(Band.INTERACTIVE, age_limit_s=30.0, reject_share=0.3),
+    Band.STANDARD: BandSpec(Band.STANDARD, min_share=0.02, age_limit_s=120.0, reject_share=0.45),
     Band.BATCH: BandSpec(Band.BATCH, min_share=0.05, age_limit_s=900.0),
 }
 """Where the configuration names none. Nothing is promised that nobody asked for: on a slow engine
@@ -66,7 +66,7 @@ class HybridParameters:
     waiting: int = 2
     """Requests without a first token per engine, beyond one token budget of prefill."""
     drain_tau: float = 5.0
-    standing: float = 0.25
+    standing: float = 0.1
     partition_period: float = 5.0
     partition_step: float = 10.0
     partition_margin: float = 0.95
