@@ -12,7 +12,7 @@ from sage_bench.simulation.targets import (
 )
 
 HYBRID = "hybrid"
-_BEST_AT_SATURATION = 14.9  # requests/s: measured with least_outstanding, see docs/simulation.md
+_BEST_AT_SATURATION = 15.35  # good requests/s: see docs/simulation.md
 _CHAT = ("chat.goodput", "chat.ttft_s.p99", "chat.tpot_s.p99")
 _BATCH = "batch.tokens_per_s"
 _SPLIT, _PRIORITY = "static split, best", "vLLM priority, tuned"
