@@ -19,13 +19,11 @@ class Drain:
         tau: time constant of the rate, seconds.
     """
 
-    __slots__ = ("_at", "_rate", "_tau", "below_at", "queued")
+    __slots__ = ("_at", "_rate", "_tau", "queued")
 
     def __init__(self, tau: float, capacity: float, now: float) -> None:
         self._tau = tau
         self.queued = [0.0] * len(Band)
-        self.below_at = [now] * len(Band)
-        """When each band's predicted wait was last within bounds."""
         # Until it is measured: each engine does one engine-second per second.
         self._rate = [capacity] * len(Band)
         self._at = now
@@ -36,13 +34,19 @@ class Drain:
         for at in range(band, len(Band)):
             self._rate[at] += cost_s / self._tau
 
-    def wait_s(self, band: Band, now: float, floor: float) -> float:
-        """Predicted wait of a request that joins ``band`` now.
+    def wait_s(self, band: Band, own_s: float, tenants: float, now: float, floor: float) -> float:
+        """Predicted wait of a request that has just joined ``band``.
+
+        More urgent bands go first. In its own band each of the backlogged tenants gets its turn
+        while the tenant's own queue drains: what a greedy neighbour has queued beyond that waits
+        behind it.
 
         Args:
+            own_s: engine-seconds that its tenant has queued in this band, the request included.
+            tenants: backlogged tenants, over its weight.
             floor: least rate to count with: engines that stand idle have drained nothing lately.
         """
-        ahead = sum(self.queued[: band + 1])
+        ahead = sum(self.queued[:band]) + min(self.queued[band], own_s * tenants)
         if ahead <= 0.0:
             return 0.0
         self._forget(now)

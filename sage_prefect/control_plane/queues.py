@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Iterator
 
 from sage_prefect.control_plane.events import Band
@@ -29,12 +30,16 @@ _Item = tuple[float, int, str]
 class Account:
     """A tenant's virtual time in one band, over all models."""
 
-    __slots__ = ("queued", "tenant", "virtual")
+    __slots__ = ("below_at", "cost_s", "queued", "tenant", "virtual")
 
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
         self.virtual = 0.0
         self.queued = 0
+        self.cost_s = 0.0
+        """Predicted engine-seconds of what it has queued."""
+        self.below_at = -math.inf
+        """When its predicted wait was last within bounds."""
 
 
 class Accounts:
@@ -45,6 +50,8 @@ class Accounts:
         self._forget_at = KEPT_ACCOUNTS
         self.present = 0.0
         """Virtual time of the tenant that was served last."""
+        self.backlogged = 0
+        """Tenants with something queued."""
 
     def of(self, tenant: str) -> Account:
         """The tenant's account; a new tenant begins at the present."""
@@ -108,7 +115,9 @@ class BandQueue:
         account = flow.account
         if not account.queued:
             account.virtual = max(account.virtual, self.accounts.present - LAG_S)
+            self.accounts.backlogged += 1
         account.queued += 1
+        account.cost_s += request.cost_s
         key = request.due if self._by_deadline else 0.0
         # A request that comes back may still have a stale item here: items never compare equal.
         heapq.heappush(flow.heap, (key, request.seq, next(_PUSHES), request))
@@ -127,7 +136,12 @@ class BandQueue:
         request.waits_in = None
         flow = self._flows[request.info.tenant]
         flow.size -= 1
-        flow.account.queued -= 1
+        account = flow.account
+        account.queued -= 1
+        account.cost_s -= request.cost_s
+        if not account.queued:
+            account.cost_s = 0.0
+            self.accounts.backlogged -= 1
         self.size -= 1
         # An empty flow stays until its item in the band's heap surfaces: a second item for the same
         # tenant would never leave, and each decision would move them all.

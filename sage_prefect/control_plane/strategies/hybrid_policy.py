@@ -138,12 +138,19 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             return None
         if request.ttft_slo_s == math.inf:
             return None
-        wait = pool.drain.wait_s(request.band, now, 0.25 * max(1, len(pool.loads)))
+        accounts = self._accounts[request.band]
+        account = accounts.of(request.info.tenant)
+        tenants, floor = float(accounts.backlogged), 0.25 * max(1, len(pool.loads))
+        if not self._parameters.fair:
+            tenants = math.inf
+        elif request.info.tenant in self._tenants:
+            tenants /= self._tenants[request.info.tenant].weight
+        wait = pool.drain.wait_s(request.band, account.cost_s, tenants, now, floor)
         allowed = spec.reject_share * (request.due - now)
-        if wait <= allowed:
-            pool.drain.below_at[request.band] = now
+        if wait <= allowed or account.below_at == -math.inf:
+            account.below_at = now
             return None
-        if now - pool.drain.below_at[request.band] < self._parameters.standing:
+        if now - account.below_at < self._parameters.standing:
             return None
         return Refusal(
             f"The request would wait about {wait:.1f} s, more than its band allows.",
