@@ -142,6 +142,8 @@ class InferenceCall:
                 band=_text(headers.get(b"x-sage-band")),
                 deadline_ms=_text(headers.get(b"x-sage-deadline-ms")),
                 session=_text(headers.get(b"x-session-id")),
+                ttft_slo_ms=_text(headers.get(b"x-slo-ttft-ms")),
+                tpot_slo_ms=_text(headers.get(b"x-slo-tpot-ms")),
             )
         except RequestRejected as rejected:
             raise HttpError.of(rejected) from None

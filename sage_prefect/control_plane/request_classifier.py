@@ -51,6 +51,8 @@ class RequestClassifier:
         band: str | None = None,
         deadline_ms: str | None = None,
         session: str | None = None,
+        ttft_slo_ms: str | None = None,
+        tpot_slo_ms: str | None = None,
     ) -> RequestInfo:
         """Classify one request.
 
@@ -60,6 +62,8 @@ class RequestClassifier:
             now: the driver's clock, for the deadline.
             band: value of ``x-sage-band``; lowers the band, never raises it above entitlement.
             deadline_ms: value of ``x-sage-deadline-ms``, from now.
+            ttft_slo_ms, tpot_slo_ms: values of ``x-slo-ttft-ms`` and ``x-slo-tpot-ms``: wished time
+                to the first token, and per token after it.
 
         Raises:
             RequestRejected: a header's value makes no sense (status 400, names the header).
@@ -89,6 +93,8 @@ class RequestClassifier:
             max_tokens,
             deadline,
             session,
+            _seconds("x-slo-ttft-ms", ttft_slo_ms),
+            _seconds("x-slo-tpot-ms", tpot_slo_ms),
         )
 
     def learn(self, model: str, body_bytes: int, prompt_tokens: int) -> None:
@@ -128,6 +134,10 @@ def _parse_band(value: str) -> Band:
             code="invalid_header",
         )
     return band
+
+
+def _seconds(header: str, value: str | None) -> float | None:
+    return None if value is None else _parse_milliseconds(header, value) / 1000.0
 
 
 def _parse_milliseconds(header: str, value: str) -> int:

@@ -82,3 +82,17 @@ def test_token_estimate_is_learned() -> None:
     classifier.learn("m", 0, 5)
     classifier.learn("m", 5, 0)
     assert classify({"model": "other"}, classifier=classifier).prompt_tokens == 100
+
+
+def test_promises_come_in_milliseconds() -> None:
+    info = classify({}, ttft_slo_ms="800", tpot_slo_ms=" 50 ")
+    assert (info.ttft_slo_s, info.tpot_slo_s) == (0.8, 0.05)
+    assert (classify({}).ttft_slo_s, classify({}).tpot_slo_s) == (None, None)
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "1.5", "", "soon", "9" * 11])
+def test_promises_that_make_no_sense(value: str) -> None:
+    with pytest.raises(RequestRejected, match="x-slo-ttft-ms"):
+        classify({}, ttft_slo_ms=value)
+    with pytest.raises(RequestRejected, match="x-slo-tpot-ms"):
+        classify({}, tpot_slo_ms=value)

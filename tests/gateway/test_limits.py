@@ -83,7 +83,9 @@ async def test_content_type(lab: Any) -> None:
     assert answer.status_code == 415
 
 
-@pytest.mark.parametrize("header", [{"x-sage-band": "urgent"}, {"x-sage-deadline-ms": "-5"}])
+@pytest.mark.parametrize(
+    "header", [{"x-sage-band": "urgent"}, {"x-sage-deadline-ms": "-5"}, {"x-slo-ttft-ms": "0"}]
+)
 async def test_wrong_headers_of_ours(lab: Any, header: dict[str, str]) -> None:
     gateway = await lab.gateway(lab.engine("http://127.0.0.1:9/v1"))
     answer = await gateway.chat(headers=header)
