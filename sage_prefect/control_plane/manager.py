@@ -401,6 +401,7 @@ class ControlPlaneManager:
             info = request.info
             self._uncount(info)
             if request.give_up_at <= now:
+                policy.left(request, entry, None, now)  # it had booked it there
                 actions.append(self._refuse_late(request, now))
                 continue
             request.note(

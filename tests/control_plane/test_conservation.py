@@ -274,6 +274,10 @@ class Conservation(RuleBasedStateMachine):
         assert manager.queued_bytes >= 0
         if not self.waiting:
             assert manager.queued_bytes == 0
+        for load in getattr(manager.policy, "_loads", {}).values():
+            assert load.running == len(load.entry.running)
+            assert 0 <= load.waiting <= load.running
+            assert load.running or load.context == load.prefill == 0.0
 
     @invariant()
     def nobody_waits_for_nothing(self) -> None:
