@@ -14,6 +14,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from sage_prefect.control_plane.drain_rate import DrainRate
 from sage_prefect.control_plane.event_bounds import (
     bounded_done,
     bounded_request,
@@ -39,7 +40,6 @@ from sage_prefect.control_plane.events import (
     EngineState,
     Event,
     Failed,
-    FailureCause,
     FirstToken,
     Limits,
     LimitsChanged,
@@ -53,13 +53,12 @@ from sage_prefect.control_plane.events import (
     Timer,
 )
 from sage_prefect.control_plane.ledger import EngineEntry, Ledger
+from sage_prefect.control_plane.refusals import failure_reply, unavailable, unknown_model
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest, State
 from sage_prefect.control_plane.strategies import POLICIES, make_policy
 
-_MAX_KNOWN_LISTED = 20
 _DETAILED_QUEUE = 1024
 _UNAVAILABLE_RETRY_S = 2  # a supervised engine is usually back within seconds
-_RATE_TIME_CONSTANT_S = 5.0
 # One that is being started is worth waiting for.
 _MAY_SERVE = (EngineState.READY, EngineState.WARMING, EngineState.COLD)
 
@@ -102,8 +101,7 @@ class ControlPlaneManager:
         self._ended: OrderedDict[str, ScheduledRequest] = OrderedDict()
         self._expiry: list[tuple[float, int, str]] = []
         self._timer_at = math.inf
-        self._rate = 0.0
-        self._rate_at = 0.0
+        self._drained = DrainRate()
         self._handlers: dict[type, Callable[[Any, float], list[Action]]] = {
             Arrival: self._on_arrival,
             FirstToken: self._on_first_token,
@@ -161,7 +159,11 @@ class ControlPlaneManager:
         self._seq += 1
         self._live[info.request_id] = request
         if not pool:
-            return [self._refuse(request, 404, "model_not_found", self._unknown_model(info.model))]
+            return [
+                self._refuse(
+                    request, 404, "model_not_found", unknown_model(self.ledger, info.model)
+                )
+            ]
         if not any(entry.state in _MAY_SERVE for entry in pool.values()):
             return [self._refuse_unavailable(request)]
         if info.deadline is not None and info.deadline <= now:
@@ -194,7 +196,7 @@ class ControlPlaneManager:
                         429,
                         "queue_full",
                         f"The gateway's queue is full ({what}).",
-                        retry_after=self._retry_after(now),
+                        retry_after=self._drained.retry_after(len(self.policy), now),
                     )
                 )
             elif (refusal := self.policy.admit(request, now)) is not None:
@@ -234,7 +236,7 @@ class ControlPlaneManager:
             return self._ignore()
         event = bounded_done(event)
         self._settle(request, event)
-        self._count_drained(now)
+        self._drained.count(now)
         request.note(
             now, "done", prompt_tokens=event.prompt_tokens, output_tokens=event.output_tokens
         )
@@ -264,7 +266,7 @@ class ControlPlaneManager:
                 self._wait(request, now, actions)
             return actions
         self._end(request, "failed")
-        return [_failure_reply(event), *self._pump(now)]
+        return [failure_reply(event), *self._pump(now)]
 
     def _on_cancel(self, event: Cancel, now: float) -> list[Action]:
         request = self._live.get(event.request_id)
@@ -514,57 +516,15 @@ class ControlPlaneManager:
             503,
             "queue_timeout",
             f"No engine took the request within {now - request.queued_at:.1f} s.",
-            retry_after=self._retry_after(now),
+            retry_after=self._drained.retry_after(len(self.policy), now),
         )
 
     def _refuse_unavailable(self, request: ScheduledRequest) -> Reject:
-        model = request.info.model
-        states = ", ".join(
-            f"{entry.name} is {entry.state.value}"
-            for entry in list(self.ledger.pool(model).values())[:_MAX_KNOWN_LISTED]
-        )
+        text = unavailable(self.ledger, request.info.model)
         return self._refuse(
-            request,
-            503,
-            "no_engine_available",
-            f"No engine for model {model!r} is available ({states or 'all were removed'}).",
-            retry_after=_UNAVAILABLE_RETRY_S,
+            request, 503, "no_engine_available", text, retry_after=_UNAVAILABLE_RETRY_S
         )
-
-    def _unknown_model(self, model: str) -> str:
-        known = self.ledger.models()
-        listed = ", ".join(known[:_MAX_KNOWN_LISTED]) or "none"
-        more = (
-            f" and {len(known) - _MAX_KNOWN_LISTED} more" if len(known) > _MAX_KNOWN_LISTED else ""
-        )
-        shown = model if len(model) <= 100 else model[:100] + "..."
-        return f"The model {shown!r} does not exist. Known models: {listed}{more}."
-
-    def _count_drained(self, now: float) -> None:
-        # Completions per second, exponentially forgotten.
-        self._rate *= math.exp(-(now - self._rate_at) / _RATE_TIME_CONSTANT_S)
-        self._rate += 1.0 / _RATE_TIME_CONSTANT_S
-        self._rate_at = now
-
-    def _retry_after(self, now: float) -> int:
-        """Seconds until what is queued now will have drained, from the present rate."""
-        rate = self._rate * math.exp(-(now - self._rate_at) / _RATE_TIME_CONSTANT_S)
-        if rate <= 1e-9:
-            return 30
-        return max(1, min(60, math.ceil(len(self.policy) / rate)))
 
     def _ignore(self) -> list[Action]:
         self.ignored += 1
         return []
-
-
-def _failure_reply(event: Failed) -> Reject:
-    status = 504 if event.cause is FailureCause.TIMEOUT else 502
-    message = event.message or f"Engine {event.engine!r} failed ({event.cause.value})."
-    return Reject(
-        event.request_id,
-        status,
-        "engine_timeout" if status == 504 else "engine_failed",
-        message,
-        engine=event.engine,
-    )

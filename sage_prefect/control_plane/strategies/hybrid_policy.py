@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from sage_prefect.control_plane.admission import Drain, retry_after_s
 from sage_prefect.control_plane.engine_load import EngineLoad
+from sage_prefect.control_plane.engine_seconds import DEFAULT_OUTPUT, predicted_s, served_s
 from sage_prefect.control_plane.events import (
     Band,
     BandSpec,
@@ -31,38 +32,15 @@ from sage_prefect.control_plane.ledger import EngineEntry, Ledger
 from sage_prefect.control_plane.prefix_index import PrefixIndex
 from sage_prefect.control_plane.queues import Accounts, BandQueue, ModelQueue
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest
-from sage_prefect.control_plane.soft_partition import SoftPartition
 from sage_prefect.control_plane.strategies.base import Refusal, SchedulingPolicy
 from sage_prefect.control_plane.strategies.engine_choice import EngineChoice
+from sage_prefect.control_plane.strategies.model_pool import ModelPool
 from sage_prefect.control_plane.strategies.placement import Key, PlacementIndex
 
-_DEFAULT_OUTPUT = 256
-_REFERENCE_BATCH = 64
-"""Sequences that share an iteration's fixed cost, for the currency of virtual time."""
-_MAX_CREDIT_S = 2.0
-_ADAPT_S = 0.25
-"""Windows and partition are looked at this often; they change every two and five seconds."""
+_UNKNOWN_COST_S = 0.01
 _JUDGED_TOKENS = 8
 """A mean over fewer tokens says little of the whole answer's."""
 _EXPLAINED = 8
-
-
-class _Pool:
-    """One model: its queue, its engines, its partition."""
-
-    __slots__ = ("adapt_at", "choice", "credit", "drain", "loads", "partition", "queue", "touched")
-
-    def __init__(self, queue: ModelQueue, choice: EngineChoice, drain: Drain) -> None:
-        self.queue = queue
-        self.choice = choice
-        self.drain = drain
-        self.partition = SoftPartition(choice.parameters)
-        self.loads: dict[str, EngineLoad] = {}
-        self.credit = [0.0] * len(Band)
-        self.adapt_at = -math.inf
-        """When windows and partition are looked at again: that walks over all engines."""
-        self.touched = True
-        """Something may be able to go since the last look."""
 
 
 class HybridSchedulingPolicy(SchedulingPolicy):
@@ -79,17 +57,16 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         self._bands = dict(DEFAULT_BANDS)
         self._tenants: Mapping[str, TenantSpec] = {}
         self._accounts = {band: Accounts() for band in Band}
-        self._pools: dict[str, _Pool] = {}
+        self._pools: dict[str, ModelPool] = {}
         self._loads: dict[str, EngineLoad] = {}
         self._index = PrefixIndex()
         self._running: dict[str, int] = {}
-        self._parked: dict[str, list[tuple[_Pool, BandQueue]]] = {}
+        self._parked: dict[str, list[tuple[ModelPool, BandQueue]]] = {}
         """Tenants at their limit of running requests, and where they are passed over."""
         self._least = PlacementIndex(ledger, _in_flight)
         self._ages: list[tuple[float, int, ScheduledRequest]] = []
         self._size = 0
         self._now = 0.0
-        self._tick_at = math.inf
         for entry in ledger:
             self.engine_changed(entry)
 
@@ -262,7 +239,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         served = request.cost_s
         if done is not None:
             self._index_learn(request, entry, done)
-            served = self._served_s(load, request, done)
+            served = served_s(load.model, request, done)
             if done.output_tokens is not None and done.output_tokens > _JUDGED_TOKENS:
                 self._judge_pace(request, load, done.output_tokens - 1, now)
             pool = self._pools.get(request.info.model)
@@ -293,7 +270,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         for pool in self._pools.values():
             if pool.queue.size:
                 pool.touched = True
-                self._adapt(pool, now)
+                pool.adapt(now)
 
     def wake_at(self, now: float) -> float:
         return now + self._parameters.tick if self._size else math.inf
@@ -327,10 +304,10 @@ class HybridSchedulingPolicy(SchedulingPolicy):
 
     # -- inside: who ----------------------------------------------------------------------
 
-    def _pick(self, pool: _Pool, now: float) -> tuple[ScheduledRequest, EngineEntry] | None:
-        self._adapt(pool, now)
+    def _pick(self, pool: ModelPool, now: float) -> tuple[ScheduledRequest, EngineEntry] | None:
+        pool.adapt(now)
         bands = pool.queue.bands
-        for band in self._order(pool):
+        for band in pool.order():
             head = bands[band].head()
             while head is not None and self._is_full(head):
                 tenant = head.info.tenant
@@ -349,23 +326,10 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             self._enter(head, load, uncached, now)
             if band is not Band.BATCH:
                 pool.choice.saw_latency(head, uncached, now)
-            self._credit(pool, head)
+            pool.served(head, self._bands)
             pool.drain.drained(band, head.cost_s, now)
             return head, load.entry
         return None
-
-    def _order(self, pool: _Pool) -> list[Band]:
-        """Bands with requests: first a lower one whose guaranteed share is due, then by urgency."""
-        bands = pool.queue.bands
-        order = [band for band in Band if bands[band].size]
-        if len(order) > 1:
-            for band in reversed(order[1:]):
-                head = bands[band].head()
-                if head is not None and 0.0 < head.cost_s <= pool.credit[band]:
-                    order.remove(band)
-                    order.insert(0, band)
-                    break
-        return order
 
     def _is_full(self, request: ScheduledRequest) -> bool:
         tenant = self._tenants.get(request.info.tenant)
@@ -379,7 +343,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             pool.touched = True
 
     def _candidates(
-        self, pool: _Pool, request: ScheduledRequest, now: float
+        self, pool: ModelPool, request: ScheduledRequest, now: float
     ) -> Collection[EngineLoad]:
         loads = pool.loads
         if len(loads) > self._parameters.scan:
@@ -407,15 +371,6 @@ class HybridSchedulingPolicy(SchedulingPolicy):
                     chosen[name] = loads[name]
         return chosen
 
-    def _credit(self, pool: _Pool, request: ScheduledRequest) -> None:
-        bands = pool.queue.bands
-        for band in (Band.STANDARD, Band.BATCH):
-            if band is request.band:
-                pool.credit[band] = max(0.0, pool.credit[band] - request.cost_s)
-            elif band > request.band and bands[band].size:
-                share = self._bands[band].min_share * request.cost_s
-                pool.credit[band] = min(_MAX_CREDIT_S, pool.credit[band] + share)
-
     def _promote(self, request: ScheduledRequest, now: float) -> None:
         """Up by one band; it keeps its tenant and is charged there."""
         pool = self._pool(request.info.model)
@@ -430,7 +385,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
 
     # -- inside: books --------------------------------------------------------------------
 
-    def _pool(self, model: str) -> _Pool:
+    def _pool(self, model: str) -> ModelPool:
         pool = self._pools.get(model)
         if pool is None:
             parts = self._parameters
@@ -440,7 +395,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             choice = EngineChoice(parts, self._index, self.rng)
             engines = self.ledger.pool(model)
             drain = Drain(parts.drain_tau, float(max(1, len(engines))), self._now)
-            pool = self._pools[model] = _Pool(queue, choice, drain)
+            pool = self._pools[model] = ModelPool(queue, choice, drain)
             for name in engines:
                 if name in self._loads:
                     pool.loads[name] = self._loads[name]
@@ -457,35 +412,16 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             due = min(due, info.deadline)
         request.due = due
 
-    def _cost_s(self, pool: _Pool, request: ScheduledRequest) -> float:
+    def _cost_s(self, pool: ModelPool, request: ScheduledRequest) -> float:
         load = next(iter(pool.loads.values()), None)
-        if load is None:
-            return 0.01
-        info = request.info
-        return self._engine_s(load, info.prompt_tokens, info.output_estimate or _DEFAULT_OUTPUT)
-
-    @staticmethod
-    def _engine_s(load: EngineLoad, prompt: float, output: float) -> float:
-        model = load.model
-        step = model.c0 / _REFERENCE_BATCH + model.b + model.g * (prompt + output / 2)
-        return model.a * prompt + output * step
-
-    def _served_s(self, load: EngineLoad, request: ScheduledRequest, done: Done) -> float:
-        prompt = float(
-            done.prompt_tokens if done.prompt_tokens is not None else request.info.prompt_tokens
-        )
-        cached = done.cached_tokens if done.cached_tokens is not None else request.cached
-        output = done.output_tokens if done.output_tokens is not None else request.chunks
-        model = load.model
-        saved = model.a * min(prompt, max(0.0, float(cached)))
-        return max(0.0, self._engine_s(load, prompt, float(output)) - saved)
+        return _UNKNOWN_COST_S if load is None else predicted_s(load.model, request)
 
     def _enter(
         self, request: ScheduledRequest, load: EngineLoad, uncached: float, now: float
     ) -> None:
         prompt = float(request.info.prompt_tokens)
         # A stream tells how it grows; another answer is counted at half its length.
-        output = request.info.output_estimate or _DEFAULT_OUTPUT
+        output = request.info.output_estimate or DEFAULT_OUTPUT
         load.enter(request, uncached, prompt + (0 if request.info.stream else output / 2), now)
         request.cached = prompt - uncached
         request.chunks = 0
@@ -540,22 +476,6 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             return False
         pool.touched = True
         return True
-
-    def _adapt(self, pool: _Pool, now: float) -> None:
-        if now < pool.adapt_at:
-            return
-        pool.adapt_at = now + _ADAPT_S
-        loads = [
-            load
-            for load in pool.loads.values()
-            if load.entry.state in (EngineState.READY, EngineState.WARMING)
-        ]
-        for load in loads:
-            load.assume(now)
-            load.window.turn(now, load.batch)
-        if self._parameters.partition and self._parameters.gate and loads:
-            promise = min(pool.choice.tpot_promise_s(load) for load in loads)
-            pool.partition.turn(now, loads, promise)
 
 
 def _in_flight(entry: EngineEntry) -> Key:

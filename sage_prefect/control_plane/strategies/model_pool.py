@@ -1,0 +1,77 @@
+"""One model under the hybrid policy: its queue, its engines, its partition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from sage_prefect.control_plane.admission import Drain
+from sage_prefect.control_plane.engine_load import EngineLoad
+from sage_prefect.control_plane.events import Band, BandSpec, EngineState
+from sage_prefect.control_plane.queues import ModelQueue
+from sage_prefect.control_plane.scheduled_request import ScheduledRequest
+from sage_prefect.control_plane.soft_partition import SoftPartition
+from sage_prefect.control_plane.strategies.engine_choice import EngineChoice
+
+_MAX_CREDIT_S = 2.0
+_ADAPT_S = 0.25
+"""Windows and partition are looked at this often; they change every two and five seconds."""
+
+
+class ModelPool:
+    """What the policy keeps of one model."""
+
+    __slots__ = ("_credit", "adapt_at", "choice", "drain", "loads", "partition", "queue", "touched")
+
+    def __init__(self, queue: ModelQueue, choice: EngineChoice, drain: Drain) -> None:
+        self.queue = queue
+        self.choice = choice
+        self.drain = drain
+        self.partition = SoftPartition(choice.parameters)
+        self.loads: dict[str, EngineLoad] = {}
+        self._credit = [0.0] * len(Band)
+        self.adapt_at = -math.inf
+        """When windows and partition are looked at again: that walks over all engines."""
+        self.touched = True
+        """Something may be able to go since the last look."""
+
+    def order(self) -> list[Band]:
+        """Bands with requests: first a lower one whose guaranteed share is due, then by urgency."""
+        bands = self.queue.bands
+        order = [band for band in Band if bands[band].size]
+        if len(order) > 1:
+            for band in reversed(order[1:]):
+                head = bands[band].head()
+                if head is not None and 0.0 < head.cost_s <= self._credit[band]:
+                    order.remove(band)
+                    order.insert(0, band)
+                    break
+        return order
+
+    def served(self, request: ScheduledRequest, specs: Mapping[Band, BandSpec]) -> None:
+        """A request goes: lower bands that wait earn their guaranteed share of its time."""
+        bands = self.queue.bands
+        for band in (Band.STANDARD, Band.BATCH):
+            if band is request.band:
+                self._credit[band] = max(0.0, self._credit[band] - request.cost_s)
+            elif band > request.band and bands[band].size:
+                share = specs[band].min_share * request.cost_s
+                self._credit[band] = min(_MAX_CREDIT_S, self._credit[band] + share)
+
+    def adapt(self, now: float) -> None:
+        """Let windows and partition follow what was measured, a few times a second."""
+        if now < self.adapt_at:
+            return
+        self.adapt_at = now + _ADAPT_S
+        loads = [
+            load
+            for load in self.loads.values()
+            if load.entry.state in (EngineState.READY, EngineState.WARMING)
+        ]
+        for load in loads:
+            load.assume(now)
+            load.window.turn(now, load.batch)
+        parameters = self.choice.parameters
+        if parameters.partition and parameters.gate and loads:
+            promise = min(self.choice.tpot_promise_s(load) for load in loads)
+            self.partition.turn(now, loads, promise)
