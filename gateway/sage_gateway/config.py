@@ -19,8 +19,10 @@ from sage_gateway.config_section import Section
 from sage_gateway.engines import MODES, EngineConfig, Mode, ServedModel, parse_base_url
 from sage_gateway.upstream import Timeouts
 from sage_prefect.common.errors import SettingsError, near_name
-from sage_prefect.control_plane.events import Band, Limits
-from sage_prefect.control_plane.strategies import check_policy
+from sage_prefect.control_plane.events import Band, BandSpec, Limits
+from sage_prefect.control_plane.hybrid_parameters import DEFAULT_BANDS
+from sage_prefect.control_plane.strategies import POLICIES, check_policy
+from sage_prefect.control_plane.strategies.hybrid_policy import HybridSchedulingPolicy
 
 DEFAULT_POLICY = "least_outstanding"
 
@@ -96,6 +98,8 @@ class GatewayConfig:
     policy: str = DEFAULT_POLICY
     master_key: str | None = None
     tenants: tuple[TenantConfig, ...] = ()
+    bands: tuple[BandSpec, ...] = ()
+    """Bands whose promises the configuration names."""
     scheduling: Limits = field(default_factory=Limits)
     timeouts: Timeouts = field(default_factory=Timeouts)
     server: ServerLimits = field(default_factory=ServerLimits)
@@ -162,12 +166,15 @@ def parse_config(content: Any, environ: Mapping[str, str] | None = None) -> Gate
             )
     for section in (router, general, root):
         warnings += [f"{section.name(key)} is not honoured." for key in section.unread()]
-    _bands(sage, warnings)
+    promises = issubclass(POLICIES[policy], HybridSchedulingPolicy)
+    unused = None if promises else f"is not used by policy {policy!r}; hybrid uses it."
+    bands = _bands(sage, unused, warnings)
     config = GatewayConfig(
         engines=tuple(engines),
         policy=policy,
         master_key=master_key,
-        tenants=_tenants(sage, warnings),
+        tenants=_tenants(sage, unused, warnings),
+        bands=bands,
         scheduling=_scheduling(sage, retries),
         timeouts=_timeouts(sage, first_byte_s),
         server=_server(sage),
@@ -285,7 +292,7 @@ def _policy(router: Section, warnings: list[str]) -> str:
     return check_policy(wanted)
 
 
-def _tenants(sage: Section, warnings: list[str]) -> tuple[TenantConfig, ...]:
+def _tenants(sage: Section, unused: str | None, warnings: list[str]) -> tuple[TenantConfig, ...]:
     tenants: list[TenantConfig] = []
     labels = [band.label for band in Band]
     for i, item in enumerate(sage.items("tenants")):
@@ -307,8 +314,8 @@ def _tenants(sage: Section, warnings: list[str]) -> tuple[TenantConfig, ...]:
         for limit in ("rpm", "tpm"):
             if entry.integer(limit, 0):
                 warnings.append(f"{entry.name(limit)} is not enforced by this version.")
-        if entry.has("weight"):
-            warnings.append(f"{entry.name('weight')} is not used by the present policies.")
+        if entry.has("weight") and unused:
+            warnings.append(f"{entry.name('weight')} {unused}")
         entry.refuse_unread()
         if any(tenant.name == other.name for other in tenants):
             raise SettingsError(f"{entry.name('name')}={tenant.name!r} is there twice.")
@@ -318,16 +325,26 @@ def _tenants(sage: Section, warnings: list[str]) -> tuple[TenantConfig, ...]:
     return tuple(tenants)
 
 
-def _bands(sage: Section, warnings: list[str]) -> None:
+def _bands(sage: Section, unused: str | None, warnings: list[str]) -> tuple[BandSpec, ...]:
     bands = sage.section("bands")
+    found: list[BandSpec] = []
     for band in Band:
         slo = bands.section(band.label)
-        slo.integer("ttft_slo_ms", 0, least=1)
-        slo.integer("tpot_slo_ms", 0, least=1)
-        if slo.keys():
-            warnings.append(f"{slo.path} is not used by the present policies.")
+        ttft = slo.integer("ttft_slo_ms", 0, least=1)
+        tpot = slo.integer("tpot_slo_ms", 0, least=1)
+        if ttft or tpot:
+            if unused:
+                warnings.append(f"{slo.path} {unused}")
+            found.append(
+                replace(
+                    DEFAULT_BANDS[band],
+                    ttft_slo_s=ttft / 1000 if ttft else None,
+                    tpot_slo_s=tpot / 1000 if tpot else None,
+                )
+            )
         slo.refuse_unread()
     bands.refuse_unread()
+    return tuple(found)
 
 
 def _scheduling(sage: Section, retries: int) -> Limits:

@@ -12,7 +12,7 @@ from sage_gateway.health import HealthMonitor
 from sage_gateway.inference import InferenceService
 from sage_gateway.metrics import EngineGauge, GatewayMetrics
 from sage_gateway.scheduler import Scheduler
-from sage_prefect.control_plane.events import EngineState
+from sage_prefect.control_plane.events import EngineState, TenantSpec
 from sage_prefect.control_plane.ledger import EngineEntry
 from sage_prefect.control_plane.manager import ControlPlaneManager
 
@@ -34,6 +34,9 @@ class Gateway:
         self.keys = keys
         self.manager = ControlPlaneManager(config.policy, config.scheduling)
         self.scheduler = Scheduler(self.manager, asyncio.get_running_loop())
+        self.scheduler.configure(
+            config.bands, tuple(TenantSpec(t.name, t.weight) for t in config.tenants)
+        )
         self.engines = EngineRegistry(config.timeouts)
         self.health = HealthMonitor(self.engines, self.scheduler, config.health)
         self.metrics = GatewayMetrics(lambda: self.manager.queued, self._gauges)

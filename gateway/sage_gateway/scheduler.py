@@ -17,6 +17,8 @@ from sage_prefect.control_plane.events import (
     Abort,
     Action,
     Arrival,
+    BandsChanged,
+    BandSpec,
     Cancel,
     Dispatch,
     DispatchBatch,
@@ -35,6 +37,8 @@ from sage_prefect.control_plane.events import (
     Reject,
     RequestInfo,
     SetTimer,
+    TenantsChanged,
+    TenantSpec,
     Timer,
 )
 from sage_prefect.control_plane.manager import ControlPlaneManager
@@ -169,6 +173,11 @@ class Scheduler:
 
     def report(self, engine: str, state: EngineState, detail: str = "") -> None:
         self._feed(EngineReport(engine, state, detail))
+
+    def configure(self, bands: tuple[BandSpec, ...], tenants: tuple[TenantSpec, ...]) -> None:
+        """Promises of the bands and shares of the tenants."""
+        self._feed(BandsChanged(bands))
+        self._feed(TenantsChanged(tenants))
 
     def set_policy(self, name: str) -> None:
         """Switch the policy; queued requests move over.

@@ -11,6 +11,7 @@ import yaml
 from sage_gateway.config import load_config, parse_config
 from sage_prefect.common.errors import SettingsError, UnknownNameError
 from sage_prefect.control_plane.events import Band
+from sage_prefect.control_plane.hybrid_parameters import DEFAULT_BANDS
 
 ENV = {"LLM_KEY": "k1", "SEARCH_KEY": "sk-search", "SAGE_MASTER_KEY": "sk-master"}
 
@@ -56,6 +57,15 @@ def test_the_design_page_s_example() -> None:
     said = "\n".join(read.warnings)
     for key in ("router_settings.fallbacks", "tenants[0].rpm", "tenants[0].tpm", "bands.inter"):
         assert key in said
+
+
+def test_promises_and_weights_reach_the_control_plane_under_hybrid() -> None:
+    read = config(DESIGN.replace("least_outstanding", "hybrid"))
+    (band,) = read.bands
+    assert (band.band, band.ttft_slo_s, band.tpot_slo_s) == (Band.INTERACTIVE, 1.0, 0.1)
+    assert band.age_limit_s == DEFAULT_BANDS[Band.INTERACTIVE].age_limit_s
+    assert read.tenants[0].weight == 2
+    assert not [said for said in read.warnings if "bands" in said or "weight" in said]
 
 
 def test_empty_and_missing(tmp_path: Path) -> None:
