@@ -34,19 +34,14 @@ class Drain:
         for at in range(band, len(Band)):
             self._rate[at] += cost_s / self._tau
 
-    def wait_s(self, band: Band, own_s: float, tenants: float, now: float, floor: float) -> float:
-        """Predicted wait of a request that has just joined ``band``.
-
-        More urgent bands go first. In its own band each of the backlogged tenants gets its turn
-        while the tenant's own queue drains: what a greedy neighbour has queued beyond that waits
-        behind it.
+    def wait_s(self, band: Band, ahead_s: float, now: float, floor: float) -> float:
+        """Predicted wait of a request that has just joined ``band``; more urgent bands go first.
 
         Args:
-            own_s: engine-seconds that its tenant has queued in this band, the request included.
-            tenants: backlogged tenants, over its weight.
+            ahead_s: engine-seconds of its own band that go before it, itself included.
             floor: least rate to count with: engines that stand idle have drained nothing lately.
         """
-        ahead = sum(self.queued[:band]) + min(self.queued[band], own_s * tenants)
+        ahead = sum(self.queued[:band]) + min(self.queued[band], ahead_s)
         if ahead <= 0.0:
             return 0.0
         self._forget(now)

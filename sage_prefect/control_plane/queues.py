@@ -23,6 +23,7 @@ KEPT_ACCOUNTS = 10_000
 """Tenants per band whose virtual time is known although nothing of theirs is queued."""
 
 _PUSHES = itertools.count()
+_COUNTED_TENANTS = 32
 _Item = tuple[float, int, str]
 """(virtual time, 0, tenant), or without fairness (deadline, place in arrival, tenant)."""
 
@@ -50,7 +51,7 @@ class Accounts:
         self._forget_at = KEPT_ACCOUNTS
         self.present = 0.0
         """Virtual time of the tenant that was served last."""
-        self.backlogged = 0
+        self.backlogged: dict[str, Account] = {}
         """Tenants with something queued."""
 
     def of(self, tenant: str) -> Account:
@@ -62,6 +63,13 @@ class Accounts:
             account = self.by_tenant[tenant] = Account(tenant)
             account.virtual = self.present
         return account
+
+    def ahead_s(self, own_s: float) -> float:
+        """Engine-seconds of this band that go before, or with, a tenant's own ``own_s``: each
+        backlogged tenant gets as much meanwhile, if it has as much."""
+        if len(self.backlogged) > _COUNTED_TENANTS:
+            return own_s * len(self.backlogged)
+        return sum(min(own_s, account.cost_s) for account in self.backlogged.values())
 
     def _forget_idle(self) -> None:
         """Bound the memory that tenants who come once leave behind."""
@@ -115,7 +123,7 @@ class BandQueue:
         account = flow.account
         if not account.queued:
             account.virtual = max(account.virtual, self.accounts.present - LAG_S)
-            self.accounts.backlogged += 1
+            self.accounts.backlogged[tenant] = account
         account.queued += 1
         account.cost_s += request.cost_s
         key = request.due if self._by_deadline else 0.0
@@ -141,7 +149,7 @@ class BandQueue:
         account.cost_s -= request.cost_s
         if not account.queued:
             account.cost_s = 0.0
-            self.accounts.backlogged -= 1
+            self.accounts.backlogged.pop(account.tenant, None)
         self.size -= 1
         # An empty flow stays until its item in the band's heap surfaces: a second item for the same
         # tenant would never leave, and each decision would move them all.

@@ -117,12 +117,11 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             return None
         accounts = self._accounts[request.band]
         account = accounts.of(request.info.tenant)
-        tenants, floor = float(accounts.backlogged), 0.25 * max(1, len(pool.loads))
-        if not self._parameters.fair:
-            tenants = math.inf
-        elif request.info.tenant in self._tenants:
-            tenants /= self._tenants[request.info.tenant].weight
-        wait = pool.drain.wait_s(request.band, account.cost_s, tenants, now, floor)
+        ahead, floor = math.inf, 0.25 * max(1, len(pool.loads))
+        if self._parameters.fair:
+            tenant = self._tenants.get(request.info.tenant)
+            ahead = accounts.ahead_s(account.cost_s / (tenant.weight if tenant else 1.0))
+        wait = pool.drain.wait_s(request.band, ahead, now, floor)
         allowed = spec.reject_share * (request.due - now)
         if wait <= allowed or account.below_at == -math.inf:
             account.below_at = now
