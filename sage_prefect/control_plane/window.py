@@ -23,14 +23,14 @@ class WindowRules:
     increase: int = 3
     high_tpot: float = 0.92
     """p95 of time per token over the promise: above it the window shrinks."""
-    batch_high_tpot: float = 0.90
+    batch_high_tpot: float = 0.95
     batch_high_ttft: float = 0.80
     gate: float = 0.85
     """Share of the tightest promise that batch work may bring time per token to, at first."""
     gate_low: float = 0.6
-    gate_high: float = 0.9
+    gate_high: float = 0.97
     gate_down: float = 0.04
-    gate_up: float = 0.003
+    gate_up: float = 0.005
     """Per turn: a breach is remembered for minutes, so that the next burst finds room."""
 
 
