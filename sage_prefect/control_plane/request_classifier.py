@@ -1,7 +1,8 @@
-"""What the scheduler needs to know of a request, from its route, headers and body, in O(1).
+"""What the scheduler needs to know of a request, from its route, headers and body.
 
-No tokenizer runs: the prompt's length is estimated from the body's bytes, with a ratio per model
-that is learned from the ``usage`` that engines report.
+No tokenizer runs: lengths are estimated from bytes and from what engines report in ``usage``. The
+cost does not grow with the prompt beyond its first 16 KB, nor with the number of tenants or models;
+it does grow with the number of inputs of an embedding call.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from sage_prefect.common.errors import RequestRejected
+from sage_prefect.control_plane.embedding_inputs import measure_inputs
+from sage_prefect.control_plane.event_bounds import MAX_TOKENS
 from sage_prefect.control_plane.events import Band, Kind, RequestInfo
-
-_BANDS = {band.label: band for band in Band}
-_FIRST_GUESS_BYTES_PER_TOKEN = 4.0
-_LEARNING_RATE = 0.1
-_MAX_LEARNED_MODELS = 1024
+from sage_prefect.control_plane.length_estimates import BytesPerToken, OutputLengths
+from sage_prefect.control_plane.priority_conventions import wanted_band
+from sage_prefect.control_plane.prompt_length import prompt_length
+from sage_prefect.control_plane.prompt_prefix import prefix_hashes
 
 # A small embedding call has a user waiting for it (a query); a big one is ingestion.
 _QUERY_INPUTS = 4
 _QUERY_TOKENS = 1024
 _SHORT_ANSWER_TOKENS = 256
+_MAX_HEADER_MS = 24 * 3600 * 1000
+_OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +38,17 @@ class Entitlement:
 
 
 class RequestClassifier:
-    """Turns checked requests into :class:`RequestInfo`; learns bytes per token by model."""
+    """Turns checked requests into :class:`RequestInfo`; learns lengths from answers.
 
-    def __init__(self) -> None:
-        self._bytes_per_token: dict[str, float] = {}
+    Args:
+        prefixes: whether prompts are hashed (``RequestInfo.prefix``), for policies that look for
+            engines with a cached prefix.
+    """
+
+    def __init__(self, *, prefixes: bool = True) -> None:
+        self._prefixes = prefixes
+        self._bytes_per_token = BytesPerToken()
+        self._outputs = OutputLengths()
 
     def classify(
         self,
@@ -49,6 +60,7 @@ class RequestClassifier:
         now: float,
         entitlement: Entitlement,
         band: str | None = None,
+        objective: str | None = None,
         deadline_ms: str | None = None,
         session: str | None = None,
         ttft_slo_ms: str | None = None,
@@ -59,94 +71,100 @@ class RequestClassifier:
         Args:
             body: the parsed JSON object; ``model`` is a non-empty string.
             body_bytes: length of the body as sent.
-            now: the driver's clock, for the deadline.
-            band: value of ``x-sage-band``; lowers the band, never raises it above entitlement.
+            now: the driver's clock in seconds, for the deadline.
+            band: value of ``x-sage-band``. This and every other wish (see
+                :mod:`~sage_prefect.control_plane.priority_conventions`) ends at the entitlement.
+            objective: value of ``x-llm-d-inference-objective``.
             deadline_ms: value of ``x-sage-deadline-ms``, from now.
+            session: value of ``x-session-id``.
             ttft_slo_ms, tpot_slo_ms: values of ``x-slo-ttft-ms`` and ``x-slo-tpot-ms``: wished time
                 to the first token, and per token after it.
 
         Raises:
-            RequestRejected: a header's value makes no sense (status 400, names the header).
+            RequestRejected: a header or ``priority`` makes no sense (status 400, names it).
         """
         model: str = body["model"]
+        tenant = entitlement.tenant
         stream = body.get("stream") is True
-        tokens = int(body_bytes / self._bytes_per_token.get(model, _FIRST_GUESS_BYTES_PER_TOKEN))
-        max_tokens = body.get("max_completion_tokens", body.get("max_tokens"))
-        if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
-            max_tokens = None
-        if band is None:
-            wanted = _default_band(kind, body, tokens, stream, max_tokens)
+        tokens = prompt_length(body, body_bytes, self._bytes_per_token[model])
+        max_tokens = _output_limit(body)
+        inputs: tuple[int, ...] = ()
+        input_keys: tuple[int, ...] = ()
+        prefix: tuple[int, ...] = ()
+        output: int | None = None
+        if kind == "embedding" or kind == "rerank":
+            inputs, input_keys = measure_inputs(kind, body, tokens)
+            if inputs:
+                tokens = sum(inputs)
+            small = len(inputs) <= _QUERY_INPUTS and tokens <= _QUERY_TOKENS
+            default = Band.INTERACTIVE if small else Band.BATCH
         else:
-            wanted = _parse_band(band)
-        deadline = None
-        if deadline_ms is not None:
-            deadline = now + _parse_milliseconds("x-sage-deadline-ms", deadline_ms) / 1000.0
+            output = self._outputs.estimate(tenant, model)
+            if max_tokens is not None and max_tokens < output:
+                output = max_tokens
+            if self._prefixes:
+                prefix = prefix_hashes(model, body)
+            short = max_tokens is not None and max_tokens <= _SHORT_ANSWER_TOKENS
+            default = Band.INTERACTIVE if stream or short else Band.STANDARD
+        wanted = wanted_band(body, default, band=band, objective=objective)
         return RequestInfo(
             request_id,
             model,
             kind,
-            entitlement.tenant,
-            max(wanted, entitlement.highest),
+            tenant,
+            wanted if wanted > entitlement.highest else entitlement.highest,
             stream,
             body_bytes,
             tokens,
             max_tokens,
-            deadline,
+            None if deadline_ms is None else now + _seconds("x-sage-deadline-ms", deadline_ms),
             session,
-            _seconds("x-slo-ttft-ms", ttft_slo_ms),
-            _seconds("x-slo-tpot-ms", tpot_slo_ms),
+            None if ttft_slo_ms is None else _seconds("x-slo-ttft-ms", ttft_slo_ms),
+            None if tpot_slo_ms is None else _seconds("x-slo-tpot-ms", tpot_slo_ms),
+            output,
+            prefix,
+            inputs,
+            input_keys,
         )
 
-    def learn(self, model: str, body_bytes: int, prompt_tokens: int) -> None:
-        """Take an engine's ``usage.prompt_tokens`` into the model's bytes per token."""
-        if prompt_tokens < 1 or body_bytes < 1:
-            return
-        known = self._bytes_per_token.get(model)
-        if known is None:
-            if len(self._bytes_per_token) >= _MAX_LEARNED_MODELS:
-                return
-            known = _FIRST_GUESS_BYTES_PER_TOKEN
-        seen = min(64.0, max(0.25, body_bytes / prompt_tokens))
-        self._bytes_per_token[model] = known + _LEARNING_RATE * (seen - known)
+    def learn(
+        self, info: RequestInfo, prompt_tokens: int | None, output_tokens: int | None
+    ) -> None:
+        """Take in an engine's ``usage`` for a request that was classified here.
+
+        Args:
+            prompt_tokens, output_tokens: as reported; None: not said.
+        """
+        if prompt_tokens and not self._has_attachments(info):
+            self._bytes_per_token.learn(info.model, info.body_bytes, prompt_tokens)
+        if output_tokens and info.output_estimate is not None:
+            self._outputs.learn(info.tenant, info.model, output_tokens)
+
+    def _has_attachments(self, info: RequestInfo) -> bool:
+        """Whether most of its bytes are no text: then they teach nothing of text."""
+        text_bytes = info.prompt_tokens * self._bytes_per_token[info.model]
+        return info.body_bytes > 1024 and info.body_bytes > 2.0 * text_bytes
 
 
-def _default_band(
-    kind: Kind, body: Mapping[str, Any], tokens: int, stream: bool, max_tokens: int | None
-) -> Band:
-    if kind == "embedding":
-        inputs = body.get("input")
-        count = len(inputs) if isinstance(inputs, list) else 1
-        small = count <= _QUERY_INPUTS and tokens <= _QUERY_TOKENS
-        return Band.INTERACTIVE if small else Band.BATCH
-    if body.get("service_tier") in ("flex", "batch"):
-        return Band.BATCH
-    if stream or (max_tokens is not None and max_tokens <= _SHORT_ANSWER_TOKENS):
-        return Band.INTERACTIVE
-    return Band.STANDARD
+def _output_limit(body: Mapping[str, Any]) -> int | None:
+    """The longest answer that the client takes; None: not said, or absurd."""
+    for name in _OUTPUT_LIMITS:
+        limit = body.get(name)
+        if limit is not None:
+            if not isinstance(limit, int) or isinstance(limit, bool):
+                return None
+            return limit if 1 <= limit <= MAX_TOKENS else None
+    return None
 
 
-def _parse_band(value: str) -> Band:
-    band = _BANDS.get(value.strip().lower())
-    if band is None:
-        raise RequestRejected(
-            f"Header x-sage-band has the value {value[:40]!r}; known bands: {', '.join(_BANDS)}.",
-            status=400,
-            code="invalid_header",
-        )
-    return band
-
-
-def _seconds(header: str, value: str | None) -> float | None:
-    return None if value is None else _parse_milliseconds(header, value) / 1000.0
-
-
-def _parse_milliseconds(header: str, value: str) -> int:
+def _seconds(header: str, value: str) -> float:
     text = value.strip()
-    if not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) < 1:
+    whole = text.isascii() and text.isdigit() and len(text) <= 10
+    if not whole or not 1 <= int(text) <= _MAX_HEADER_MS:
         raise RequestRejected(
             f"Header {header} has the value {value[:40]!r}; it must be a whole number of "
-            "milliseconds above 0.",
+            f"milliseconds from 1 to {_MAX_HEADER_MS}.",
             status=400,
             code="invalid_header",
         )
-    return int(text)
+    return int(text) / 1000.0

@@ -51,7 +51,7 @@ def test_a_request_lowers_its_band_and_never_raises_it_above_its_tenants() -> No
     assert classify({}, entitlement=modest).tenant == "t"
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "1.5", "abc", "", "99999999999", "²"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "abc", "", "86400001", "99999999999", "²"])
 def test_wrong_deadlines(value: str) -> None:
     with pytest.raises(RequestRejected, match="x-sage-deadline-ms") as caught:
         classify({}, deadline_ms=value)
@@ -68,20 +68,93 @@ def test_deadline_is_absolute() -> None:
     assert classify({}).deadline is None
 
 
-@pytest.mark.parametrize("value", [True, "10", -1, 0, 1.5, None])
+@pytest.mark.parametrize("value", [True, "10", -1, 0, 1.5, None, 10**12])
 def test_absurd_max_tokens_count_as_not_said(value: Any) -> None:
     assert classify({"max_tokens": value}).max_tokens is None
 
 
 def test_token_estimate_is_learned() -> None:
     classifier = RequestClassifier()
-    assert classify({}, classifier=classifier).prompt_tokens == 100
+    info = classify({}, classifier=classifier)
+    assert info.prompt_tokens == 100
     for _ in range(200):
-        classifier.learn("m", 400, 200)
+        classifier.learn(info, 200, None)
     assert 190 <= classify({}, classifier=classifier).prompt_tokens <= 200
-    classifier.learn("m", 0, 5)
-    classifier.learn("m", 5, 0)
+    for absurd in (None, 0, -5, 10**30):
+        classifier.learn(info, absurd, absurd)
+    assert 190 <= classify({}, classifier=classifier).prompt_tokens <= 200
     assert classify({"model": "other"}, classifier=classifier).prompt_tokens == 100
+
+
+def test_pictures_teach_nothing_of_text() -> None:
+    classifier = RequestClassifier()
+    url = "data:image/png;base64," + "A" * 1_000_000
+    picture = {"type": "image_url", "image_url": {"url": url}}
+    body = {"messages": [{"role": "user", "content": [picture]}]}
+    info = classify(body, classifier=classifier, body_bytes=len(url) + 100)
+    assert info.prompt_tokens < 1100
+    for _ in range(50):
+        classifier.learn(info, 300, 20)
+    assert classify({}, classifier=classifier).prompt_tokens == 100
+
+
+def test_output_estimate_is_learned_by_tenant_and_model() -> None:
+    classifier = RequestClassifier()
+    assert classify({}, classifier=classifier).output_estimate == 256
+    classifier.learn(classify({}, classifier=classifier), 100, 900)
+    assert classify({}, classifier=classifier).output_estimate == 900
+    other = Entitlement("other")
+    assert classify({}, classifier=classifier, entitlement=other).output_estimate == 256
+    assert classify({"model": "n"}, classifier=classifier).output_estimate == 256
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
+def test_nobody_answers_longer_than_allowed(name: str) -> None:
+    info = classify({name: 40})
+    assert (info.max_tokens, info.output_estimate) == (40, 40)
+    assert classify({name: 4000}).output_estimate == 256
+    assert classify({"max_completion_tokens": None, "max_tokens": 7}).max_tokens == 7
+
+
+def test_the_prompt_is_hashed_on_wish() -> None:
+    body = {"messages": [{"role": "user", "content": "x" * 1000}]}
+    assert len(classify(body).prefix) == 3
+    assert classify(body, classifier=RequestClassifier(prefixes=False)).prefix == ()
+
+
+def test_embedding_calls_tell_their_inputs() -> None:
+    info = classify({"input": ["a" * 30, "b" * 10, "a" * 30]}, kind="embedding", body_bytes=280)
+    assert info.inputs == (30, 10, 30)
+    assert info.prompt_tokens == 70
+    assert info.input_keys[0] == info.input_keys[2] != info.input_keys[1]
+    assert (info.output_estimate, info.prefix) == (None, ())
+    rerank = {"query": "q", "documents": ["a", "b"]}
+    assert len(classify(rerank, kind="rerank").inputs) == 2
+    assert (classify({}).inputs, classify({}).input_keys) == ((), ())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"band": "critical"},
+        {"objective": "critical"},
+        {"priority": -9},
+        {"service_tier": "priority"},
+    ],
+)
+def test_no_convention_raises_above_the_entitlement(fields: dict[str, Any]) -> None:
+    headers = {name: fields[name] for name in fields if name in ("band", "objective")}
+    for highest in Band:
+        info = classify(fields, entitlement=Entitlement("t", highest), **headers)
+        assert info.band >= highest
+    assert classify(fields, **headers).band < Band.STANDARD
+
+
+def test_the_most_explicit_word_counts() -> None:
+    body = {"priority": 500, "service_tier": "priority"}
+    assert classify(body).band is Band.BATCH
+    assert classify(body, objective="standard").band is Band.STANDARD
+    assert classify(body, objective="standard", band="interactive").band is Band.INTERACTIVE
 
 
 def test_promises_come_in_milliseconds() -> None:
@@ -90,7 +163,9 @@ def test_promises_come_in_milliseconds() -> None:
     assert (classify({}).ttft_slo_s, classify({}).tpot_slo_s) == (None, None)
 
 
-@pytest.mark.parametrize("value", ["0", "-5", "1.5", "", "soon", "9" * 11])
+@pytest.mark.parametrize(
+    "value", ["0", "-5", "1.5", "", "soon", "nan", "inf", "86400001", "9" * 11]
+)
 def test_promises_that_make_no_sense(value: str) -> None:
     with pytest.raises(RequestRejected, match="x-slo-ttft-ms"):
         classify({}, ttft_slo_ms=value)
