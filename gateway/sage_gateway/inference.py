@@ -140,6 +140,7 @@ class InferenceCall:
                 now=self.read_at,
                 entitlement=caller.entitlement,
                 band=_text(headers.get(b"x-sage-band")),
+                objective=_text(headers.get(b"x-llm-d-inference-objective")),
                 deadline_ms=_text(headers.get(b"x-sage-deadline-ms")),
                 session=_text(headers.get(b"x-session-id")),
                 ttft_slo_ms=_text(headers.get(b"x-slo-ttft-ms")),
@@ -276,8 +277,7 @@ class InferenceCall:
         service.scheduler.done(ticket, usage)
         if usage is not NO_USAGE:
             service.metrics.used(self.model, usage)
-            if usage.prompt_tokens:
-                service.classifier.learn(self.model, len(self.raw), usage.prompt_tokens)
+            service.classifier.learn(ticket.info, usage.prompt_tokens, usage.output_tokens)
 
     # -- what goes to the engine, what goes to the client -----------------------------------
 

@@ -84,13 +84,27 @@ async def test_content_type(lab: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", [{"x-sage-band": "urgent"}, {"x-sage-deadline-ms": "-5"}, {"x-slo-ttft-ms": "0"}]
+    "header",
+    [
+        {"x-sage-band": "urgent"},
+        {"x-sage-deadline-ms": "-5"},
+        {"x-slo-ttft-ms": "0"},
+        {"x-slo-tpot-ms": "86400001"},
+    ],
 )
 async def test_wrong_headers_of_ours(lab: Any, header: dict[str, str]) -> None:
     gateway = await lab.gateway(lab.engine("http://127.0.0.1:9/v1"))
     answer = await gateway.chat(headers=header)
     assert answer.status_code == 400
     assert next(iter(header)) in answer.json()["error"]["message"]
+
+
+async def test_a_priority_that_is_no_integer(lab: Any) -> None:
+    gateway = await lab.gateway(lab.engine("http://127.0.0.1:9/v1"))
+    answer = await gateway.chat(priority="high")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "invalid_field"
+    assert "'priority'" in answer.json()["error"]["message"]
 
 
 async def test_declared_body_too_large(lab: Any) -> None:
