@@ -45,32 +45,57 @@ def from_json(line: bytes | str) -> Event | Action:
     """
     value = load(line)
     check_version(value.pop("v", None))
-    return from_object(value)
+    return cast("Event | Action", _decoded(value, "event or action", _DECODERS))
 
 
 def to_object(message: Event | Action) -> dict[str, Any]:
-    """The message as a JSON object with ``type`` and without ``v``."""
-    name = type(message).__name__
-    return {"type": name, **_ENCODERS[name](message)}
-
-
-def from_object(value: Any) -> Event | Action:
-    """Read what :func:`to_object` made.
+    """The message as a JSON object with ``type`` and without ``v``.
 
     Raises:
-        CorruptFileError: as :func:`from_json`.
+        TypeError: it is neither an event nor an action.
     """
-    if not isinstance(value, dict):
-        raise CorruptFileError(f"an event or action is {_shown(value)}; it must be an object.")
-    content = dict(value)
-    name = content.pop("type", None)
-    decode = _DECODERS.get(name) if isinstance(name, str) else None
-    if decode is None:
-        raise CorruptFileError(
-            f"unknown type {_shown(name)} of an event or action.",
-            hint=f"Known: {', '.join(sorted(_DECODERS))}.",
-        )
-    return cast("Event | Action", decode(content, str(name)))
+    encode = _ENCODERS.get(type(message))
+    if encode is None:
+        raise TypeError(f"{_shown(message)} is neither an event nor an action.")
+    return {"type": type(message).__name__, **encode(message)}
+
+
+def event_of(value: Any) -> Event:
+    """The event that :func:`to_object` made ``value`` of.
+
+    Raises:
+        CorruptFileError: as :func:`from_json`; also for an action.
+    """
+    return cast(Event, _decoded(value, "event", _EVENT_DECODERS))
+
+
+def action_of(value: Any) -> Action:
+    """The action that :func:`to_object` made ``value`` of.
+
+    Raises:
+        CorruptFileError: as :func:`from_json`; also for an event.
+    """
+    return cast(Action, _decoded(value, "action", _ACTION_DECODERS))
+
+
+def number_to_json(value: float) -> float | str:
+    """A number that may be NaN or infinite, in the form that the schema's numbers have."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+
+
+def number_of(value: Any, place: str) -> float:
+    """The number that :func:`number_to_json` made ``value`` of.
+
+    Raises:
+        CorruptFileError: it is none; names ``place``.
+    """
+    if type(value) is float or type(value) is int:
+        return value
+    if isinstance(value, str) and value in _NOT_FINITE:
+        return _NOT_FINITE[value]
+    return cast(float, _refuse(value, place, "a number"))
 
 
 def dump(value: Mapping[str, Any]) -> bytes:
@@ -122,7 +147,7 @@ def _encoder(kind: Any) -> Encoder:
     if kind in (str, int, bool) or origin is Literal:
         return None
     if kind is float:
-        return _encode_float
+        return number_to_json
     if origin in _UNIONS:
         encode = _encoder(_some(arguments))
         return None if encode is None else lambda v: None if v is None else encode(v)
@@ -163,7 +188,7 @@ def _decoder(kind: Any) -> Decoder:
     if origin is tuple:
         return _tuple_decoder(arguments)
     if kind is float:
-        return _decode_float
+        return number_of
     if kind is int:
         return lambda v, at: v if type(v) is int else _refuse(v, at, "an integer")
     if kind in (str, bool):
@@ -233,18 +258,18 @@ def _some(arguments: tuple[Any, ...]) -> Any:
     return kinds[0]
 
 
-def _encode_float(value: float) -> float | str:
-    if math.isfinite(value):
-        return value
-    return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
-
-
-def _decode_float(value: Any, at: str) -> Any:
-    if type(value) is float or type(value) is int:
-        return value
-    if isinstance(value, str) and value in _NOT_FINITE:
-        return _NOT_FINITE[value]
-    return _refuse(value, at, "a number")
+def _decoded(value: Any, what: str, decoders: Mapping[str, Decoder]) -> Any:
+    if not isinstance(value, dict):
+        raise CorruptFileError(f"an {what} is {_shown(value)}; it must be an object.")
+    content = dict(value)
+    name = content.pop("type", None)
+    decode = decoders.get(name) if isinstance(name, str) else None
+    if decode is None:
+        raise CorruptFileError(
+            f"unknown type {_shown(name)} of an {what}.",
+            hint=f"Known: {', '.join(sorted(decoders))}.",
+        )
+    return decode(content, str(name))
 
 
 def _refuse(value: Any, at: str, expected: str) -> Any:
@@ -256,6 +281,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-_TYPES: dict[str, type] = {kind.__name__: kind for kind in (*get_args(Event), *get_args(Action))}
-_ENCODERS = {name: _object_encoder(kind) for name, kind in _TYPES.items()}
-_DECODERS = {name: _object_decoder(kind) for name, kind in _TYPES.items()}
+_EVENTS: tuple[type, ...] = get_args(Event)
+_ACTIONS: tuple[type, ...] = get_args(Action)
+_ENCODERS = {kind: _object_encoder(kind) for kind in _EVENTS + _ACTIONS}
+_EVENT_DECODERS = {kind.__name__: _object_decoder(kind) for kind in _EVENTS}
+_ACTION_DECODERS = {kind.__name__: _object_decoder(kind) for kind in _ACTIONS}
+_DECODERS = {**_EVENT_DECODERS, **_ACTION_DECODERS}
