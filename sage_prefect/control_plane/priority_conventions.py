@@ -3,8 +3,8 @@
 They differ in polarity, and several may be in one request. The first of these that is given counts:
 
 1. header ``x-sage-band``: the name of a band;
-2. header ``x-llm-d-inference-objective``: the name of a band (llm-d and the Kubernetes inference
-   gateway use it for names of the operator's own; one that is no band counts as not given);
+2. header ``x-llm-d-inference-objective``: the name of a band (with llm-d it names an objective
+   that the operator defined; one that is no band counts as not given);
 3. body ``priority``: vLLM's and LiteLLM's integer, where a *lower* number is more urgent. 0 is what
    their clients send when nobody chose, and counts as not given;
 4. body ``service_tier``: OpenAI's word, ``priority`` being *more* urgent, ``flex`` and ``batch``

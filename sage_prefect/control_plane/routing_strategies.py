@@ -25,8 +25,8 @@ class RoutingStrategy:
 
 
 _BY_USAGE = (
-    "spreads tokens, not requests: it sends to the engine with the least predicted work, counted "
-    "as it happens instead of per minute; engines' tpm and rpm limits are not read"
+    "spreads tokens, not requests: it sends where the first token is predicted soonest, from the "
+    "tokens inside each engine now instead of those of the minute; tpm and rpm are not read"
 )
 
 ROUTING_STRATEGIES: Mapping[str, RoutingStrategy] = MappingProxyType(
