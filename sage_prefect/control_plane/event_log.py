@@ -12,9 +12,8 @@ A log is bounded: at half of its size it moves to ``NAME.1`` and goes on in a ne
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sage_prefect.common.errors import SettingsError
 from sage_prefect.control_plane.event_log_lines import (
@@ -73,7 +72,7 @@ class EventLogWriter:
         self._settings = dict(settings or {})
         self._half = max_bytes // 2
         self._on_stop = on_stop
-        self._file: FileIO | None = None
+        self._file: BinaryIO | None = None
         self._lines: list[bytes] = []
         self._pending = 0
         self._size = 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from sage_prefect.common.errors import UnknownNameError
 from sage_prefect.control_plane.strategies import POLICIES
@@ -29,26 +28,24 @@ _BY_USAGE = (
     "tokens inside each engine now instead of those of the minute; tpm and rpm are not read"
 )
 
-ROUTING_STRATEGIES: Mapping[str, RoutingStrategy] = MappingProxyType(
-    {
-        "simple-shuffle": RoutingStrategy(
-            "random", "picks by chance among engines with room; weights, rpm and tpm are not read"
-        ),
-        "least-busy": RoutingStrategy(
-            "least_outstanding", "the same rule: the engine with the fewest requests inside"
-        ),
-        "usage-based-routing": RoutingStrategy("fair", _BY_USAGE),
-        "usage-based-routing-v2": RoutingStrategy("fair", _BY_USAGE),
-        "latency-based-routing": RoutingStrategy(
-            "hybrid",
-            "sends where the first token is predicted soonest, by a model of each engine that is "
-            "learned from its answers, instead of by an average of past latencies",
-        ),
-        "cost-based-routing": RoutingStrategy(
-            "cost", "the cheapest engine by its configured price, as long as the promises hold"
-        ),
-    }
-)
+ROUTING_STRATEGIES: Mapping[str, RoutingStrategy] = {
+    "simple-shuffle": RoutingStrategy(
+        "random", "picks by chance among engines with room; weights, rpm and tpm are not read"
+    ),
+    "least-busy": RoutingStrategy(
+        "least_outstanding", "the same rule: the engine with the fewest requests inside"
+    ),
+    "usage-based-routing": RoutingStrategy("fair", _BY_USAGE),
+    "usage-based-routing-v2": RoutingStrategy("fair", _BY_USAGE),
+    "latency-based-routing": RoutingStrategy(
+        "hybrid",
+        "sends where the first token is predicted soonest, by a model of each engine that is "
+        "learned from its answers, instead of by an average of past latencies",
+    ),
+    "cost-based-routing": RoutingStrategy(
+        "cost", "the cheapest engine by its configured price, as long as the promises hold"
+    ),
+}
 """By LiteLLM's name."""
 
 

@@ -3,9 +3,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sage_prefect.common.errors import RequestRejected
-from sage_prefect.control_plane.events import Band, RequestInfo
+from sage_prefect.control_plane.event_json import from_json, to_json
+from sage_prefect.control_plane.events import Arrival, Band, RequestInfo
 from sage_prefect.control_plane.request_classifier import Entitlement, RequestClassifier
 
 
@@ -171,3 +174,47 @@ def test_promises_that_make_no_sense(value: str) -> None:
         classify({}, ttft_slo_ms=value)
     with pytest.raises(RequestRejected, match="x-slo-tpot-ms"):
         classify({}, tpot_slo_ms=value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = (
+    "messages", "prompt", "input", "documents", "query", "tools", "stream", "max_tokens",
+    "max_completion_tokens", "service_tier", "priority", "cache_salt",
+)  # fmt: skip
+WORD = st.none() | st.text(max_size=12) | st.sampled_from(["batch", "critical", "1", "1000"])
+
+
+@given(
+    st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, JSON)),
+    st.sampled_from(["chat", "completion", "embedding", "rerank"]),
+    st.sampled_from(Band),
+    st.fixed_dictionaries(
+        {}, optional=dict.fromkeys(("band", "objective", "deadline_ms", "ttft_slo_ms"), WORD)
+    ),
+    st.integers(0, 1 << 40),
+)
+def test_any_body_is_classified_or_refused(
+    body: dict[str, Any], kind: str, highest: Band, headers: dict[str, Any], size: int
+) -> None:
+    classifier = RequestClassifier()
+    try:
+        info = classify(
+            body,
+            classifier=classifier,
+            kind=kind,
+            entitlement=Entitlement("t", highest),
+            body_bytes=size,
+            **headers,
+        )
+    except RequestRejected:
+        return
+    assert highest <= info.band <= Band.BATCH
+    assert info.prompt_tokens >= 0
+    assert info.output_estimate is None or info.output_estimate >= 1
+    assert info.deadline is None or info.deadline > 10.0
+    classifier.learn(info, size, size)
+    assert from_json(to_json(Arrival(info))) == Arrival(info)
