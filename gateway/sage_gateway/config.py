@@ -21,20 +21,11 @@ from sage_gateway.upstream import Timeouts
 from sage_prefect.common.errors import SettingsError, near_name
 from sage_prefect.control_plane.events import Band, BandSpec, Limits
 from sage_prefect.control_plane.hybrid_parameters import DEFAULT_BANDS
-from sage_prefect.control_plane.strategies import POLICIES, check_policy
+from sage_prefect.control_plane.routing_strategies import ROUTING_STRATEGIES, resolve
+from sage_prefect.control_plane.strategies import POLICIES
 from sage_prefect.control_plane.strategies.hybrid_policy import HybridSchedulingPolicy
 
 DEFAULT_POLICY = "least_outstanding"
-
-# LiteLLM's routing strategies: what serves each here until a closer policy exists.
-ROUTING_STRATEGIES = {
-    "simple-shuffle": "least_outstanding",
-    "least-busy": "least_outstanding",
-    "latency-based-routing": "least_outstanding",
-    "usage-based-routing": "least_outstanding",
-    "usage-based-routing-v2": "least_outstanding",
-    "cost-based-routing": "least_outstanding",
-}
 
 # Provider prefixes of litellm_params.model whose servers speak the OpenAI protocol.
 OPENAI_COMPATIBLE = frozenset(
@@ -284,12 +275,13 @@ def _policy(router: Section, warnings: list[str]) -> str:
     wanted = router.text("routing_strategy")
     if wanted is None:
         return DEFAULT_POLICY
-    ours = ROUTING_STRATEGIES.get(wanted)
-    if ours is not None:
-        if wanted != "least-busy":
-            warnings.append(f"router_settings.routing_strategy {wanted!r} is served by {ours!r}.")
-        return ours
-    return check_policy(wanted)
+    theirs = ROUTING_STRATEGIES.get(wanted)
+    if theirs is not None and wanted != "least-busy":
+        warnings.append(
+            f"router_settings.routing_strategy {wanted!r} is served by {theirs.policy!r}: "
+            f"{theirs.reason}."
+        )
+    return resolve(wanted)
 
 
 def _tenants(sage: Section, unused: str | None, warnings: list[str]) -> tuple[TenantConfig, ...]:

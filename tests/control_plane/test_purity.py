@@ -8,8 +8,8 @@ from pathlib import Path
 import sage_prefect.control_plane as package
 
 ALLOWED = {
-    "__future__", "abc", "collections", "dataclasses", "enum", "heapq", "itertools",
-    "math", "random", "typing", "sage_prefect",
+    "__future__", "abc", "array", "collections", "dataclasses", "enum", "hashlib", "heapq",
+    "itertools", "json", "math", "random", "typing", "sage_prefect",
 }  # fmt: skip
 
 

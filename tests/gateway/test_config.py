@@ -182,7 +182,7 @@ def test_keys_of_litellm_that_we_do_not_honour_are_reported() -> None:
         "litellm_settings",
         "router_settings.allowed_fails",
         "general_settings.database_url",
-        "'simple-shuffle' is served by 'least_outstanding'",
+        "'simple-shuffle' is served by 'random'",
     ):
         assert key in said
     assert read.policy == "least_outstanding"

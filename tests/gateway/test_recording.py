@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sage_prefect.control_plane.event_log import EventLogWriter, read_log, replay
 from sage_prefect.control_plane.events import Arrival, Done, Failed, Limits
 from sage_prefect.control_plane.manager import ControlPlaneManager
+from sage_prefect.platform.event_log import EventLogWriter, read_log, replay
 
 SECRET = "a prompt that nobody else may read " * 20
 LIMITS = Limits(max_queued_requests=3, queue_timeout_s=5.0)

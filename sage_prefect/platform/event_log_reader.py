@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sage_prefect.common.errors import CorruptFileError
-from sage_prefect.control_plane.event_log_lines import (
+from sage_prefect.platform.event_log_lines import (
     LogHeader,
     LogStep,
     previous_file,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from sage_prefect.common.errors import CorruptFileError
 from sage_prefect.control_plane.event_json import to_json
-from sage_prefect.control_plane.event_log_reader import EventLog
 from sage_prefect.control_plane.events import Action, Event
 from sage_prefect.control_plane.manager import ControlPlaneManager
+from sage_prefect.platform.event_log_reader import EventLog
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,6 @@ from typing import Any
 import pytest
 
 from sage_prefect.common.errors import CorruptFileError, SettingsError
-from sage_prefect.control_plane.event_log import (
-    EventLogWriter,
-    LogStep,
-    read_log,
-    replay,
-)
 from sage_prefect.control_plane.events import (
     Action,
     Arrival,
@@ -53,6 +47,12 @@ from sage_prefect.control_plane.events import (
 )
 from sage_prefect.control_plane.manager import ControlPlaneManager
 from sage_prefect.control_plane.strategies import POLICIES
+from sage_prefect.platform.event_log import (
+    EventLogWriter,
+    LogStep,
+    read_log,
+    replay,
+)
 
 LIMITS = Limits(max_queued_requests=40, queue_timeout_s=3.0, max_retries=1)
 PROFILE = EngineProfile(0.01, 5e-5, 2e-4, 1e-7)
@@ -147,7 +147,7 @@ def test_another_process_decides_the_same(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from sage_prefect.control_plane.event_log import read_log, replay\n"
+        "from sage_prefect.platform.event_log import read_log, replay\n"
         "from sage_prefect.control_plane.events import Limits\n"
         "from sage_prefect.control_plane.manager import ControlPlaneManager\n"
         f"limits = {LIMITS!r}\n"

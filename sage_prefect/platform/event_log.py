@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sage_prefect.common.errors import SettingsError
-from sage_prefect.control_plane.event_log_lines import (
+from sage_prefect.control_plane.events import Action, Event
+from sage_prefect.platform.event_log_lines import (
     LogHeader,
     LogStep,
     header_line,
     previous_file,
     step_line,
 )
-from sage_prefect.control_plane.event_log_reader import EventLog, read_log
-from sage_prefect.control_plane.event_replay import Difference, Replay, replay
-from sage_prefect.control_plane.events import Action, Event
+from sage_prefect.platform.event_log_reader import EventLog, read_log
+from sage_prefect.platform.event_replay import Difference, Replay, replay
 
 DEFAULT_MAX_BYTES = 256 << 20
 LEAST_MAX_BYTES = 64 << 10
