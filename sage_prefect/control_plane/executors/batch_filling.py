@@ -66,10 +66,9 @@ def _take_band(
 def _groups(shelves: list[Shelf], bucket: int, *, padded: bool) -> list[list[Shelf]]:
     if not padded:
         return [shelves]
-    # Two buckets away the lengths differ by more than the ratio that a draft allows.
-    return [
-        [one for one in shelves if one.bucket == near] for near in (bucket, bucket - 1, bucket + 1)
-    ]
+    # Three buckets away the lengths differ by more than the ratio that a draft allows.
+    near = (bucket, bucket - 1, bucket + 1, bucket - 2, bucket + 2)
+    return [[one for one in shelves if one.bucket == k] for k in near]
 
 
 def _take_in_order(

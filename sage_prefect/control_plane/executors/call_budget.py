@@ -71,8 +71,12 @@ def affordable(cost: EmbeddingCost, budget: float, seconds: float, tokens: float
     return _within(cost, budget, seconds)
 
 
+def worthwhile(cost: EmbeddingCost) -> float:
+    """Tokens below which a call's fixed cost weighs."""
+    return AMORTISED * cost.s0 / cost.alpha
+
+
 def _within(cost: EmbeddingCost, most: float, seconds: float) -> float:
     if seconds == math.inf:
         return most
-    enough = AMORTISED * cost.s0 / cost.alpha
-    return min(most, max(enough, (seconds - cost.s0) / cost.alpha))
+    return min(most, max(1.0, worthwhile(cost), (seconds - cost.s0) / cost.alpha))

@@ -14,6 +14,7 @@ _UNKNOWN_CLAMP = 100.0
 # Variance of each constant's factor over that of a call's relative error (about 0.2 squared).
 _TRUSTED, _UNTRUSTED = 4.0, 400.0
 _OUTLIER = 8.0
+_LEAST_ALPHA = 1e-12  # no engine computes a token faster: such a profile is a mistake
 _LONGEST_CALL_S = 3600.0
 
 
@@ -27,7 +28,7 @@ class EmbeddingCost:
     __slots__ = ("_clamp", "_cov", "_most", "_prior", "alpha", "s0", "samples")
 
     def __init__(self, prior: EngineProfile | None) -> None:
-        known = prior is not None and prior.alpha > 0
+        known = prior is not None and prior.alpha >= _LEAST_ALPHA
         base = prior if prior is not None and known else UNKNOWN
         self._prior = base
         self._clamp = CLAMP if known else _UNKNOWN_CLAMP

@@ -22,7 +22,7 @@ from sage_prefect.control_plane.events import Band, BatchPart, EngineSpec, Engin
 from sage_prefect.control_plane.executors.batch_draft import BatchDraft
 from sage_prefect.control_plane.executors.batch_filling import fill
 from sage_prefect.control_plane.executors.call_budget import LatencySlack
-from sage_prefect.control_plane.executors.engine_pool import EmbeddingEngine, EnginePool, Need
+from sage_prefect.control_plane.executors.engine_pool import EmbeddingEngine, EnginePool, Load, Need
 from sage_prefect.control_plane.executors.input_ledger import InputLedger
 from sage_prefect.control_plane.executors.length_buckets import (
     APART,
@@ -299,9 +299,15 @@ class EmbeddingExecutor:
     def _form(
         self, engine: EmbeddingEngine, shelf: Shelf, sheaf: Sheaf, held: set[Shelf], now: float
     ) -> BatchDraft:
+        waits = self._waiting.tokens
         scale = self._scale
+        part = self._pool.part_of(engine) * scale
         tokens = engine.call_tokens(
-            sheaf.head_input().tokens * scale, sheaf.order[0] - now, self._slack.at(now), now
+            sheaf.head_input().tokens * scale,
+            sheaf.order[0] - now,
+            self._slack.at(now),
+            Load(part * sum(waits), part * sum(waits[: Band.INTERACTIVE + 1])),
+            now,
         )
         draft = BatchDraft(padded=engine.spec.padded)
         company = [

@@ -14,7 +14,12 @@ from dataclasses import dataclass
 from itertools import islice
 
 from sage_prefect.control_plane.events import EngineSpec, EngineState
-from sage_prefect.control_plane.executors.call_budget import affordable, call_budget, most_tokens
+from sage_prefect.control_plane.executors.call_budget import (
+    affordable,
+    call_budget,
+    most_tokens,
+    worthwhile,
+)
 from sage_prefect.control_plane.executors.embedding_cost import EmbeddingCost
 
 IN_TIME = 0.7
@@ -28,6 +33,15 @@ _SERVING = (EngineState.READY, EngineState.WARMING)
 class _Call:
     seconds: float
     sent_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One engine's part of the tokens that wait."""
+
+    all: float
+    urgent: float
+    """Of critical and interactive requests."""
 
 
 class EmbeddingEngine:
@@ -73,11 +87,18 @@ class EmbeddingEngine:
         return call_budget(self.cost, float(most_tokens(self.spec)), slack_s)
 
     def call_tokens(
-        self, tokens: float, slack_s: float, latency_slack_s: float, now: float
+        self, first: float, slack_s: float, latency_slack_s: float, load: Load, now: float
     ) -> float:
-        """Tokens of a call whose first input has ``tokens`` and is due in ``slack_s``."""
+        """Tokens of a call whose first input has ``first`` and is due in ``slack_s``.
+
+        It is short beside latency requests, unless they fill it; short enough for its first input;
+        and no longer than what keeps all free engines busy for equally long.
+        """
+        most = float(most_tokens(self.spec))
+        budget = max(call_budget(self.cost, most, latency_slack_s), min(most, load.urgent))
         seconds = IN_TIME * slack_s - self.wait_s(now)
-        return affordable(self.cost, self.budget(latency_slack_s), seconds, tokens)
+        budget = affordable(self.cost, budget, seconds, first)
+        return min(budget, max(worthwhile(self.cost), load.all))
 
     def wait_s(self, now: float) -> float:
         """Seconds until the calls inside have ended. One that is late is expected to take as long
@@ -216,6 +237,12 @@ class EnginePool:
         if soonest is None:
             return None, math.inf
         return self._or_wait(soonest, first_s, need, now)
+
+    def part_of(self, engine: EmbeddingEngine) -> float:
+        """What ``engine``, which is free, can do of all that the free engines can do."""
+        rate = 1.0 / engine.cost.alpha
+        others = sum(1.0 / one.cost.alpha for one in self._scan(frozenset((engine.name,))))
+        return rate / (rate + others)
 
     # -- inside ---------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ class InputLedger:
             request = one.request
             request.unfinished -= 1
             if not request.unfinished:
-                del self.requests[request.request_id]
+                self._forget(request)
                 finished.append(request.request_id)
         return finished
 
@@ -85,7 +85,6 @@ class InputLedger:
         Returns:
             Those that were in flight: their results are not wanted any more.
         """
-        del self.requests[request.request_id]
         inside = []
         for one in request.inputs:
             if one.state is _QUEUED:
@@ -95,7 +94,14 @@ class InputLedger:
             else:
                 continue
             self._move(one, state)
+        self._forget(request)
         return inside
+
+    def _forget(self, request: BatchedRequest) -> None:
+        del self.requests[request.request_id]
+        # Inputs point to their request: without the cycle both go at once, and no collection has
+        # to walk over all that is queued.
+        request.inputs = []
 
     def _move(self, one: BatchedInput, state: InputState) -> None:
         self.counts[one.state] -= 1

