@@ -40,6 +40,8 @@ def fill(
     waits = waiting.queued
     yielding = []
     for band in range(anchor.band, len(Band)):
+        if not waits[band]:
+            continue
         limit = budget
         if band != Band.INTERACTIVE and waits[Band.INTERACTIVE]:
             limit = (1.0 - RESERVE) * budget
@@ -59,16 +61,14 @@ def _take_band(
     budget: float,
 ) -> None:
     shelves = [one for one in company if one.band == band and one.bucket != APART]
-    for group in _groups(shelves, bucket, padded=draft.padded):
-        _take_in_order(draft, waiting, group, budget)
-
-
-def _groups(shelves: list[Shelf], bucket: int, *, padded: bool) -> list[list[Shelf]]:
-    if not padded:
-        return [shelves]
+    if not draft.padded:
+        _take_in_order(draft, waiting, shelves, budget)
+        return
     # Three buckets away the lengths differ by more than the ratio that a draft allows.
-    near = (bucket, bucket - 1, bucket + 1, bucket - 2, bucket + 2)
-    return [[one for one in shelves if one.bucket == k] for k in near]
+    for near in (bucket, bucket - 1, bucket + 1, bucket - 2, bucket + 2):
+        group = [one for one in shelves if one.bucket == near]
+        if group:
+            _take_in_order(draft, waiting, group, budget)
 
 
 def _take_in_order(

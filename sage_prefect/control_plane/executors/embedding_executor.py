@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain, count
 from typing import Any
 
@@ -22,7 +21,8 @@ from sage_prefect.control_plane.events import Band, BatchPart, EngineSpec, Engin
 from sage_prefect.control_plane.executors.batch_draft import BatchDraft
 from sage_prefect.control_plane.executors.batch_filling import fill
 from sage_prefect.control_plane.executors.call_budget import LatencySlack
-from sage_prefect.control_plane.executors.engine_pool import EmbeddingEngine, EnginePool, Load, Need
+from sage_prefect.control_plane.executors.embedding_engine import EmbeddingEngine, Load
+from sage_prefect.control_plane.executors.engine_pool import EnginePool, Need
 from sage_prefect.control_plane.executors.input_ledger import InputLedger
 from sage_prefect.control_plane.executors.length_buckets import (
     APART,
@@ -33,38 +33,13 @@ from sage_prefect.control_plane.executors.length_buckets import (
     Shelf,
     bounded_tokens,
 )
+from sage_prefect.control_plane.executors.open_batches import Batch, BatchOutcome, OpenBatches
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 
 MAX_ATTEMPTS = 3
 """Engines that may fail under an input before its request fails."""
 _SCALE_RATE, _SCALE_CLAMP = 0.05, 4.0
 _IN_FLIGHT = InputState.IN_FLIGHT
-
-
-@dataclass(frozen=True, slots=True)
-class BatchOutcome:
-    """What a failed batch leads to."""
-
-    failed: tuple[str, ...] = ()
-    """Requests that have failed; none of their inputs is waited for any more."""
-    requeued: int = 0
-    """Inputs that will be sent again."""
-    orphaned: tuple[int, ...] = ()
-    """Batches still in an engine whose results nobody wants now: their calls may be closed."""
-
-
-@dataclass(slots=True)
-class _Batch:
-    engine: EmbeddingEngine
-    draft: BatchDraft
-    apart: bool
-    wanted: int
-    """Inputs whose requests still wait for it."""
-
-    def live(self) -> list[list[BatchedInput]]:
-        """Its parts without the inputs that nobody waits for."""
-        parts = ([one for one in part if one.state is _IN_FLIGHT] for part in self.draft.parts)
-        return [part for part in parts if part]
 
 
 class EmbeddingExecutor:
@@ -81,7 +56,7 @@ class EmbeddingExecutor:
         self._ledger = InputLedger()
         self._waiting = self._ledger.waiting
         self._pool = EnginePool()
-        self._batches: dict[int, _Batch] = {}
+        self._batches = OpenBatches()
         self._slack = LatencySlack()
         self._scale = 1.0  # tokens that engines count per token estimated
         self._wake_at = math.inf
@@ -126,7 +101,7 @@ class EmbeddingExecutor:
             return {}
         states = [one.state for one in request.inputs]
         inside = {
-            self._batches[one.batch_id].engine.name
+            self._batches.engine_of(one.batch_id)
             for one in request.inputs
             if one.state is _IN_FLIGHT
         }
@@ -185,7 +160,7 @@ class EmbeddingExecutor:
         request = self._ledger.requests.get(request_id)
         if request is None:
             return ()
-        return self._orphaned(self._ledger.close(request, InputState.REMOVED))
+        return self._batches.unwant(self._ledger.close(request, InputState.REMOVED))
 
     def promote(self, request_id: str, band: Band) -> None:
         """A request has waited long: what is queued of it goes on in another band."""
@@ -236,7 +211,7 @@ class EmbeddingExecutor:
         Returns:
             The requests whose inputs are now all done; they are forgotten.
         """
-        batch = self._batches.pop(batch_id, None)
+        batch = self._batches.close(batch_id)
         if batch is None:
             return []
         ratio = self._scale
@@ -260,7 +235,7 @@ class EmbeddingExecutor:
             retryable: another engine may succeed; else all its requests fail.
             bad_input: the engine blames what it was sent.
         """
-        batch = self._batches.pop(batch_id, None)
+        batch = self._batches.close(batch_id)
         if batch is None:
             return BatchOutcome()
         self._settle(batch.engine, batch_id, now, None)
@@ -322,9 +297,8 @@ class EmbeddingExecutor:
         self, engine: EmbeddingEngine, draft: BatchDraft, apart: bool, now: float
     ) -> tuple[int, str, tuple[BatchPart, ...]]:
         batch_id = next(self._batch_ids)
-        size = sum(len(part) for part in draft.parts)
         self._ledger.sent(chain.from_iterable(draft.parts), batch_id)
-        self._batches[batch_id] = _Batch(engine, draft, apart, size)
+        self._batches.open(batch_id, Batch(engine, draft, apart))
         engine.send(batch_id, draft.work * self._scale, now)
         self._pool.settle(engine)
         return batch_id, engine.name, draft.as_parts()
@@ -337,7 +311,7 @@ class EmbeddingExecutor:
         engine.ended(batch_id, now, tokens)
         self._pool.settle(engine)
 
-    def _halve(self, batch: _Batch) -> BatchOutcome:
+    def _halve(self, batch: Batch) -> BatchOutcome:
         parts = batch.live()
         if len(batch.draft.parts) == 1:
             failed, orphaned = self._fail([one.request for part in parts for one in part])
@@ -353,14 +327,4 @@ class EmbeddingExecutor:
         unique = {request.request_id: request for request in requests}
         for request in unique.values():
             unwanted += self._ledger.close(request, InputState.FAILED)
-        return tuple(unique), self._orphaned(unwanted)
-
-    def _orphaned(self, unwanted: list[BatchedInput]) -> tuple[int, ...]:
-        orphaned = []
-        for one in unwanted:
-            batch = self._batches.get(one.batch_id)
-            if batch is not None:
-                batch.wanted -= 1
-                if not batch.wanted:
-                    orphaned.append(one.batch_id)
-        return tuple(orphaned)
+        return tuple(unique), self._batches.unwant(unwanted)
