@@ -32,7 +32,11 @@ from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 FAST = EngineProfile(s0=0.004, alpha=4e-6)
 SLOW = EngineProfile(s0=0.010, alpha=1e-4)
 
-ABSURD = (EngineProfile(s0=1e308, alpha=1e300), EngineProfile(s0=1.0, alpha=5e-324))
+ABSURD = (
+    EngineProfile(s0=1e308, alpha=1e300),
+    EngineProfile(s0=0.0, alpha=1e300),
+    EngineProfile(s0=1.0, alpha=5e-324),
+)
 
 
 class Bench:
@@ -225,6 +229,14 @@ def test_equal_inputs_are_sent_once(bench: Bench) -> None:
     assert sorted(bench.executor.batch_done(batch[0], 0.01)) == ["r", "s"]
 
 
+def test_equals_join_a_full_batch(bench: Bench) -> None:
+    bench.engine("a", budget=20)
+    bench.add("r", 10, 10, 10, keys=(7, 8, 7))
+    batch = bench.executor.next_batch(0.0)
+    assert batch is not None
+    assert batch[2] == (BatchPart("r", 2, (("r", 0),)), BatchPart("r", 1))
+
+
 def test_keys_that_do_not_match_the_inputs_are_not_used(bench: Bench) -> None:
     bench.engine("a")
     bench.add("r", 10, 10, keys=(7,))
@@ -290,6 +302,12 @@ def test_a_backlog_is_spread_over_the_free_engines_by_their_speed(bench: Bench) 
     assert len(calls["gpu"]) == 600
 
 
+def test_a_call_holds_a_token_at_least(bench: Bench) -> None:
+    bench.engine("a", profile=EngineProfile(s0=0.0, alpha=1e300))
+    bench.add("query", 10**9, band=Band.INTERACTIVE, deadline=0.1)
+    assert bench.send()[2] == [("query", 0)]
+
+
 def test_urgent_work_fills_a_call_that_others_may_not(bench: Bench) -> None:
     """Short calls help who arrives later; who waits already is helped by the best rate."""
     bench.engine("a", profile=SLOW, budget=8192)
@@ -341,6 +359,28 @@ def test_a_late_request_waits_for_the_fast_engine_and_others_pass_it(bench: Benc
     assert bench.send(0.005)[1:] == ("gpu", [("next", 0)])
 
 
+def test_what_waits_for_a_fast_engine_joins_no_other_batch(bench: Bench) -> None:
+    bench.engine("gpu", budget=64)
+    bench.engine("cpu", device="cpu", profile=EngineProfile(s0=0.2, alpha=1e-4))
+    bench.add("first", 10, deadline=0.03)
+    assert bench.send()[1] == "gpu"
+    bench.add("late", 10, deadline=0.031)
+    bench.add("patient", 300)
+    assert bench.send(0.001)[1:] == ("cpu", [("patient", 0)])
+
+
+def test_an_engine_that_failed_it_is_not_waited_for(bench: Bench) -> None:
+    bench.engine("gpu")
+    bench.engine("cpu", device="cpu", profile=EngineProfile(s0=0.2, alpha=1e-4))
+    bench.add("query", 10, deadline=0.03)
+    batch_id, engine, _ = bench.send()
+    assert engine == "gpu"
+    bench.executor.batch_failed(batch_id, 0.001, True, False)
+    bench.add("other", 10, deadline=0.02)
+    assert bench.send(0.001)[1:] == ("gpu", [("other", 0)])
+    assert bench.send(0.001)[1:] == ("cpu", [("query", 0)])
+
+
 def test_an_engine_that_hangs_is_not_waited_for(bench: Bench) -> None:
     late_query(bench)
     wake_at = bench.executor.wake_at
@@ -376,6 +416,21 @@ def test_predictions_follow_what_engines_do() -> None:
     assert cost.s0 == pytest.approx(0.005, rel=0.3)
 
 
+def test_calls_inside_one_engine_wait_for_each_other(bench: Bench) -> None:
+    bench.engine("a", slots=2, budget=1000, profile=EngineProfile(s0=0.010, alpha=1e-5))
+    engine = bench.executor._pool["a"]
+    now = 0.0
+    for number in range(40):
+        bench.add(f"r{number}", 1000, 1000)
+        first, second = bench.send(now)[0], bench.send(now)[0]
+        assert engine.wait_s(now) == pytest.approx(0.040)
+        bench.executor.batch_done(first, now + 0.020, 1000)
+        assert engine.wait_s(now + 0.020) == pytest.approx(0.020)
+        now += 0.040
+        bench.executor.batch_done(second, now, 1000)
+        assert engine.wait_s(now) == 0.0
+
+
 def test_predictions_stay_within_four_times_the_profile() -> None:
     for seconds in (1e-9, 100.0, math.nan, math.inf, -1.0):
         bench = Bench()
@@ -397,7 +452,9 @@ def test_token_counts_correct_the_estimates() -> None:
     for number in range(200):
         bench.add(f"r{number}", 100)
         batch_id, *_ = bench.send(float(number))
-        bench.executor.batch_done(batch_id, number + 0.01, 200)
+        bench.executor.batch_done(batch_id, number + 0.004 + 200 * 4e-6, 200)
+    cost = bench.executor._pool["a"].cost
+    assert cost.call_s(200) == pytest.approx(0.0048, rel=0.05)
     bench.add("many", *[100] * 20)
     assert len(bench.send(300.0)[2]) == 5  # 1,000 tokens as the engine counts them
 
@@ -489,6 +546,50 @@ def test_halves_are_sent_without_company(bench: Bench) -> None:
         sent.append(parts)
         bench.executor.batch_done(batch_id, 0.0)
     assert sent == [[("r", 0)], [("s", 0)], [("t", 0)]]
+
+
+def test_a_half_stays_apart_through_an_engine_fault(bench: Bench) -> None:
+    bench.engine("a")
+    bench.add("r", 10)
+    bench.add("s", 10)
+    bench.executor.batch_failed(bench.send()[0], 0.0, False, True)
+    batch_id, _, parts = bench.send()
+    assert parts == [("r", 0)]
+    bench.executor.batch_failed(batch_id, 0.0, True, False)
+    bench.add("t", 10)
+    sent = []
+    for _ in range(3):
+        batch_id, _, parts = bench.send()
+        sent.append(parts)
+        bench.executor.batch_done(batch_id, 0.0)
+    assert sorted(sent) == [[("r", 0)], [("s", 0)], [("t", 0)]]
+
+
+def test_a_half_is_as_urgent_as_its_most_urgent_input(bench: Bench) -> None:
+    bench.engine("a")
+    bench.add("batch", 11, band=Band.BATCH)
+    bench.add("late", 12, band=Band.INTERACTIVE, deadline=99.0)
+    bench.add("early", 13, band=Band.INTERACTIVE, deadline=50.0)
+    batch_id, _, parts = bench.send()
+    assert parts == [("early", 0), ("late", 0), ("batch", 0)]
+    bench.executor.batch_failed(batch_id, 0.0, False, True)
+    bench.add("between", 400, band=Band.INTERACTIVE, deadline=60.0)
+    sent = []
+    for _ in range(2):
+        batch_id, _, parts = bench.send()
+        sent.append(sorted(parts))
+        bench.executor.batch_done(batch_id, 0.0)
+    assert sent == [[("early", 0), ("late", 0)], [("between", 0)]]
+    assert bench.send()[2] == [("batch", 0)]
+
+
+def test_a_mixed_half_goes_with_its_most_urgent_band(bench: Bench) -> None:
+    bench.engine("a")
+    for name, band in (("a", Band.INTERACTIVE), ("b", Band.BATCH), ("c", Band.BATCH)):
+        bench.add(name, 10, band=band)
+    bench.executor.batch_failed(bench.send()[0], 0.0, False, True)
+    bench.add("standard", 10)
+    assert sorted(bench.send()[2]) == [("a", 0), ("b", 0)]
 
 
 def test_a_cancelled_request_may_have_been_the_bad_one(bench: Bench) -> None:
@@ -589,6 +690,14 @@ def test_promotion_moves_what_is_queued(bench: Bench) -> None:
     bench.executor.promote("old", Band.INTERACTIVE)
     bench.executor.promote("unknown", Band.INTERACTIVE)
     assert [bench.send()[2][0][0] for _ in range(3)] == ["old", "old", "first"]
+
+
+def test_promotion_keeps_a_rerank_call_together(bench: Bench) -> None:
+    bench.engine("a")
+    bench.add("first", 10)
+    bench.add("old", 10, 500, kind="rerank", band=Band.BATCH)
+    bench.executor.promote("old", Band.INTERACTIVE)
+    assert sorted(bench.send()[2]) == [("old", 0), ("old", 1)]
 
 
 def test_story(bench: Bench) -> None:
