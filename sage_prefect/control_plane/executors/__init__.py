@@ -1,0 +1,1 @@
+"""Executors turn many queued requests into few calls of an engine."""

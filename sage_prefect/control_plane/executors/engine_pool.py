@@ -1,0 +1,150 @@
+"""The engines that embed one model: their free call slots, and which takes the next batch.
+
+The cheapest engine that finishes within ``IN_TIME`` of the slack gets it: engines that cost
+nothing, then CPUs, then the rest. Where none is in time the one that is done first gets it; if
+that one has no free slot the batch waits for it, rather than miss on an engine that is slower
+still.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from sage_prefect.control_plane.events import EngineSpec, EngineState
+from sage_prefect.control_plane.executors.embedding_engine import IN_TIME, EmbeddingEngine
+
+SCAN = 16
+"""Free engines that are looked at per tier, and full ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What is to be placed: ``rest`` tokens of a request; times in seconds."""
+
+    rest: float
+    slack_s: float
+    latency_slack_s: float
+    avoid: frozenset[str]
+
+
+class EnginePool:
+    """All engines of one model. A choice looks at ``3 * SCAN`` free engines and ``SCAN`` full."""
+
+    __slots__ = ("_engines", "_free", "_full")
+
+    def __init__(self) -> None:
+        self._engines: dict[str, EmbeddingEngine] = {}
+        # In order of becoming free (or full), so that a scan starts with the longest idle.
+        self._free: tuple[dict[str, EmbeddingEngine], ...] = ({}, {}, {})
+        self._full: dict[str, EmbeddingEngine] = {}
+
+    @property
+    def has_free(self) -> bool:
+        """Whether any engine gets a call now."""
+        return any(self._free)
+
+    def __getitem__(self, name: str) -> EmbeddingEngine:
+        return self._engines[name]
+
+    def get(self, name: str) -> EmbeddingEngine | None:
+        """The engine of this name, also while it leaves."""
+        return self._engines.get(name)
+
+    def put(self, spec: EngineSpec, state: EngineState, slots: int) -> None:
+        """An engine came or changed."""
+        engine = self._engines.get(spec.name)
+        if engine is None:
+            engine = self._engines[spec.name] = EmbeddingEngine(spec, state, slots)
+        else:
+            engine.respect(spec, state, slots)
+        self.settle(engine)
+
+    def drop(self, name: str) -> None:
+        """An engine was removed."""
+        engine = self._engines.get(name)
+        if engine is not None:
+            engine.leaving = True
+            self.settle(engine)
+
+    def settle(self, engine: EmbeddingEngine) -> None:
+        """File it anew after a change."""
+        name = engine.name
+        for free in self._free:
+            free.pop(name, None)
+        self._full.pop(name, None)
+        if engine.free:
+            self._free[engine.tier][name] = engine
+        elif engine.serving:
+            self._full[name] = engine
+        elif engine.leaving and not engine.calls:
+            del self._engines[name]
+
+    def may_take(self, avoid: frozenset[str]) -> frozenset[str]:
+        """``avoid``, or nothing if no engine outside it serves: better a doubtful one than none."""
+        if not avoid:
+            return avoid
+        for pool in (*self._free, self._full):
+            # At most len(avoid) of the names are in it.
+            if any(name not in avoid for name in islice(pool, len(avoid) + 1)):
+                return avoid
+        return frozenset()
+
+    def choose(self, need: Need, now: float) -> tuple[EmbeddingEngine | None, float]:
+        """The engine that takes it now, or None and until when it waits for a better one.
+
+        Infinity: until an engine becomes free.
+        """
+        in_time: tuple[int, float, float] | None = None
+        cheapest: EmbeddingEngine | None = None
+        soonest, first_s = None, math.inf
+        for engine in self._scan(need.avoid):
+            wait = engine.wait_s(now)
+            budget = engine.budget(need.latency_slack_s)
+            one = wait + engine.cost.call_s(min(budget, need.rest))
+            if one < first_s:
+                soonest, first_s = engine, one
+            calls = math.ceil(need.rest / budget)
+            whole = wait + calls * engine.cost.s0 + engine.cost.alpha * need.rest
+            if whole <= IN_TIME * need.slack_s:
+                score = (engine.tier, engine.spec.price * whole, whole)
+                if in_time is None or score < in_time:
+                    in_time, cheapest = score, engine
+        if cheapest is not None:
+            return cheapest, now
+        if soonest is None:
+            return None, math.inf
+        return self._or_wait(soonest, first_s, need, now)
+
+    def part_of(self, engine: EmbeddingEngine) -> float:
+        """What ``engine``, which is free, can do of all that the free engines can do."""
+        rate = 1.0 / engine.cost.alpha
+        others = sum(1.0 / one.cost.alpha for one in self._scan(frozenset((engine.name,))))
+        return rate / (rate + others)
+
+    # -- inside ---------------------------------------------------------------------------
+
+    def _scan(self, avoid: frozenset[str]) -> Iterator[EmbeddingEngine]:
+        for free in self._free:
+            for engine in islice(free.values(), SCAN):
+                if engine.name not in avoid:
+                    yield engine
+
+    def _or_wait(
+        self, soonest: EmbeddingEngine, first_s: float, need: Need, now: float
+    ) -> tuple[EmbeddingEngine | None, float]:
+        """``soonest`` takes it, unless a full engine will be done before and it would be late."""
+        if first_s <= IN_TIME * need.slack_s:
+            return soonest, now
+        best, best_s, until = None, first_s, math.inf
+        for engine in islice(self._full.values(), SCAN):
+            if engine.name in need.avoid:
+                continue
+            own = engine.cost.call_s(min(engine.budget(need.latency_slack_s), need.rest))
+            whole = engine.wait_s(now) + own
+            if whole < best_s:
+                best, best_s = engine, whole
+                until = engine.patience(now, own, first_s)
+        return (soonest, now) if best is None else (None, until)
