@@ -47,7 +47,7 @@ class EngineLoad:
         "sampled_at",
         "waiting",
         "window",
-    )  # fmt: skip
+    )
 
     def __init__(self, entry: EngineEntry, rules: WindowRules) -> None:
         spec = entry.spec

@@ -5,7 +5,7 @@ p prefill tokens in it add ``a*p``. While prefill arrives at a rate of pi tokens
 share ``a*pi`` of the time goes to it: a token comes every ``(c0 + b*n + g*C) / (1 - a*pi)``.
 The constants start from the engine's profile and follow measurements by recursive least squares
 with forgetting, within a factor of ``CLAMP`` of the prior; what the form of the model cannot
-express is left to two slow residual factors.
+express of the time to first token is left to a slow residual factor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sage_prefect.control_plane.events import EngineProfile
 
 CLAMP = 4.0
 FORGETTING = 0.995
-_RESIDUAL_RATE = 0.1
+_RESIDUAL_RATE = 0.05
 _MAX_PREFILL_SHARE = 0.8
 # A model of which nothing is known: a small LLM on a CPU or a large one on a GPU, within a factor
 # of ten; the first samples move it without a clamp.
@@ -38,7 +38,6 @@ class EngineModel:
         "c0",
         "g",
         "known",
-        "kp",
         "kt",
         "samples",
     )
@@ -49,7 +48,7 @@ class EngineModel:
         base = prior if prior is not None and self.known else UNKNOWN
         self._prior = base
         self.c0, self.a, self.b, self.g = base.c0, base.a, base.b, base.g
-        self.kt = self.kp = 1.0
+        self.kt = 1.0
         self.samples = 0
         # Inputs are scaled to about 1, so that one forgetting factor serves all three.
         self._scale = (1.0, 1 / 32, 1 / 32_768)
@@ -68,7 +67,7 @@ class EngineModel:
         share = self.a * prefill_rate
         if share > _MAX_PREFILL_SHARE:
             share = _MAX_PREFILL_SHARE
-        return self.kp * (self.c0 + self.b * n + self.g * context) / (1.0 - share)
+        return (self.c0 + self.b * n + self.g * context) / (1.0 - share)
 
     def ttft_s(self, ahead: float, prompt: float, n: float, context: float, budget: float) -> float:
         """Time until the first token of a prompt of ``prompt`` uncached tokens.
@@ -92,13 +91,6 @@ class EngineModel:
         if self.samples >= 16:
             self.known = True
 
-    def saw_tpot(self, seconds: float, predicted: float) -> None:
-        """A whole answer's mean time per token beside what was predicted for its life."""
-        if 0 < seconds < 60 and predicted > 0:
-            ratio = min(CLAMP, max(1 / CLAMP, seconds / predicted))
-            self.kp += _RESIDUAL_RATE * 0.2 * (ratio * self.kp - self.kp)
-            self.kp = min(CLAMP, max(1 / CLAMP, self.kp))
-
     def saw_ttft(
         self, seconds: float, ahead: float, prompt: float, n: float, context: float, budget: float
     ) -> None:
@@ -113,7 +105,7 @@ class EngineModel:
             low, high = self._bounds(self._prior.a)
             self.a = min(high, max(low, self.a + 0.05 * (seen - self.a)))
         ratio = min(CLAMP, max(1 / CLAMP, seconds / predicted))
-        self.kt += _RESIDUAL_RATE * 0.5 * (ratio * self.kt - self.kt)
+        self.kt += _RESIDUAL_RATE * (ratio * self.kt - self.kt)
         self.kt = min(CLAMP, max(1 / CLAMP, self.kt))
 
     # -- inside ---------------------------------------------------------------------------

@@ -50,13 +50,10 @@ class HybridParameters:
 
     ttft_gate: float = 0.7
     """Share of the promised time to first token that batch work may bring it to."""
-    latency_gate: float = 1.0
     last_resort: float = 0.3
     """With less than this share of its slack left a latency request takes the least bad engine."""
     bend: float = 1.3
     """... unless that would bring time per token over so many times the promise."""
-    min_batch_period: float = 10.0
-    """Each engine may take one batch request in so many seconds even where the gate is shut."""
     harm: float = 1.0
     """Weight of the delay that a prompt causes to the others inside."""
     near: float = 0.05

@@ -91,10 +91,10 @@ class SoftPartition:
         c0 + (b + g*context) * n`` can be solved for T.
         """
         count = len(loads)
-        c0 = sum(load.model.c0 * load.model.kp for load in loads) / count
+        c0 = sum(load.model.c0 for load in loads) / count
         a = sum(load.model.a for load in loads) / count
         context = self._prompt + self._output / 2
-        each = sum(load.model.kp * (load.model.b + load.model.g * context) for load in loads)
+        each = sum(load.model.b + load.model.g * context for load in loads)
         left = 1.0 - a * self._prompt * rate - each / count * rate * self._output
         return c0 / left if left > 0 else math.inf
 

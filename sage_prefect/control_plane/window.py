@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-START, FLOOR, CEILING = 16, 4, 256
+START, COLD, FLOOR = 16, 8, 4
 PERIOD_S = 2.0
 MIN_SAMPLES = 8
 
@@ -50,7 +50,7 @@ class Window:
     def __init__(self, ceiling: int, rules: WindowRules, *, cold: bool = False) -> None:
         self.ceiling = max(1, ceiling)
         self.rules = rules
-        self.size = min(self.ceiling, 8 if cold else max(START, self.ceiling))
+        self.size = min(self.ceiling, COLD) if cold else self.ceiling
         self.batch = min(self.size, START)
         self.gate = rules.gate
         self.slow_start = cold
@@ -71,10 +71,6 @@ class Window:
     def preempted(self) -> None:
         """The engine had to give up running requests: it holds too much."""
         self.size = max(FLOOR, int(self.size * 0.9))
-
-    def refused(self, in_flight: int) -> None:
-        """The engine answered that it is full, with so many requests inside."""
-        self.size = max(1, min(self.size, int(0.9 * in_flight)))
 
     def turn(self, now: float, batch: int = 0) -> None:
         """Adapt, at most every ``PERIOD_S`` and after enough samples or twice that time.

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from random import Random
 
 from sage_prefect.control_plane.engine_load import RECENT_LATENCY_S, EngineLoad
+from sage_prefect.control_plane.engine_seconds import DEFAULT_OUTPUT
 from sage_prefect.control_plane.events import Band, EngineState
 from sage_prefect.control_plane.hybrid_parameters import HybridParameters
 from sage_prefect.control_plane.prefix_index import PrefixIndex
@@ -58,7 +59,7 @@ class EngineChoice:
         """
         prefix = request.info.prefix if self.parameters.prefix else ()
         prompt = float(request.info.prompt_tokens)
-        kv = prompt + (request.info.output_estimate or 256)
+        kv = prompt + (request.info.output_estimate or DEFAULT_OUTPUT)
         batch = request.band is Band.BATCH
         scored: list[Scored] = []
         for load in loads:
@@ -115,7 +116,7 @@ class EngineChoice:
     ) -> bool:
         if not self.parameters.hold or request.tpot_slo_s == math.inf or not load.model.known:
             return True
-        promise = self.parameters.latency_gate * min(request.tpot_slo_s, load.tightest_tpot())
+        promise = min(request.tpot_slo_s, load.tightest_tpot())
         return not load.running or load.tpot_with(now, uncached, kv) <= promise
 
     def _is_urgent(self, request: ScheduledRequest, now: float) -> bool:
@@ -144,7 +145,7 @@ class EngineChoice:
         token that they would have alone."""
         if self.promise_s < math.inf:
             return self.promise_s
-        return max(_DEFAULT_TPOT_S, 2.0 * load.model.kp * load.model.iteration_s(1, 1000.0))
+        return max(_DEFAULT_TPOT_S, 2.0 * load.model.iteration_s(1, 1000.0))
 
     def _ttft_promise_s(self, load: EngineLoad) -> float:
         if self.ttft_promise_s < math.inf:
