@@ -38,6 +38,7 @@ class EngineLoad:
         "budget",
         "context",
         "entry",
+        "growth",
         "kv_limit",
         "kv_tokens",
         "latency",
@@ -66,6 +67,8 @@ class EngineLoad:
         self.waiting = 0
         """Requests without a first token."""
         self.context = 0.0
+        self.growth = 0.0
+        """Tokens that the answers under way will probably still hold."""
         self.batch_preferred = False
         self.sampled_at = -math.inf
         """When the model last learned from a stream's pace here: its neighbours show the same."""
@@ -117,8 +120,18 @@ class EngineLoad:
 
     # -- books ----------------------------------------------------------------------------
 
-    def enter(self, request: ScheduledRequest, uncached: float, kv: float, now: float) -> None:
-        """A request is sent here."""
+    def enter(
+        self, request: ScheduledRequest, uncached: float, kv: float, growth: float, now: float
+    ) -> None:
+        """A request is sent here.
+
+        Args:
+            uncached: tokens of its prompt to compute.
+            kv: tokens that it holds from the start.
+            growth: tokens that it will probably come to hold besides.
+        """
+        request.growth = growth
+        self.growth += growth
         request.uncached = uncached
         request.context = kv
         request.prefill_ahead = self.prefill
@@ -164,12 +177,15 @@ class EngineLoad:
         """Its answer has become longer."""
         request.context += tokens
         self.context += tokens
+        if request.growth:
+            self._shrink_growth(request, min(request.growth, float(tokens)))
 
     def leave(self, request: ScheduledRequest, now: float) -> None:
         """It has ended here, well or not."""
         self.first_token(request, now)
         self.context = max(0.0, self.context - request.context)
         request.context = 0.0
+        self._shrink_growth(request, request.growth)
         if request.band is Band.BATCH:
             self.batch -= 1
             return
@@ -179,6 +195,10 @@ class EngineLoad:
             del self._promises[promise]
         elif promise < _NO_PROMISE:
             self._promises[promise] -= 1
+
+    def _shrink_growth(self, request: ScheduledRequest, tokens: float) -> None:
+        request.growth -= tokens
+        self.growth = max(0.0, self.growth - tokens)
 
     # -- what engines say -------------------------------------------------------------------
 

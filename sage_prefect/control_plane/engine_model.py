@@ -56,6 +56,11 @@ class EngineModel:
         self._most = trust
         self._cov = [[trust[i] if i == j else 0.0 for j in range(3)] for i in range(3)]
 
+    @property
+    def reference(self) -> EngineProfile | EngineModel:
+        """What costs are told by: the profile that was given, which does not move, else this."""
+        return self if self._prior is UNKNOWN else self._prior
+
     # -- predictions ----------------------------------------------------------------------
 
     def iteration_s(self, n: float, context: float) -> float:

@@ -12,7 +12,7 @@ from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 
 DEFAULT_OUTPUT = 256
 """Tokens of an answer of which nothing is known."""
-_REFERENCE_BATCH = 64
+_REFERENCE_BATCH = 128
 """Sequences that share an iteration's fixed cost."""
 
 
@@ -22,16 +22,23 @@ def predicted_s(model: EngineModel, request: ScheduledRequest) -> float:
     return _engine_s(model, info.prompt_tokens, info.output_estimate or DEFAULT_OUTPUT)
 
 
+def token_s(model: EngineModel, request: ScheduledRequest) -> float:
+    """What the next token of a request's answer takes."""
+    at = model.reference
+    return at.c0 / _REFERENCE_BATCH + at.b + at.g * (request.info.prompt_tokens + request.chunks)
+
+
 def served_s(model: EngineModel, request: ScheduledRequest, done: Done) -> float:
     """What an answered request has taken, less what its engine had cached."""
     info = request.info
     prompt = float(info.prompt_tokens if done.prompt_tokens is None else done.prompt_tokens)
     cached = request.cached if done.cached_tokens is None else float(done.cached_tokens)
     output = request.chunks if done.output_tokens is None else done.output_tokens
-    saved = model.a * min(prompt, max(0.0, cached))
+    saved = model.reference.a * min(prompt, max(0.0, cached))
     return max(0.0, _engine_s(model, prompt, float(output)) - saved)
 
 
 def _engine_s(model: EngineModel, prompt: float, output: float) -> float:
-    step = model.c0 / _REFERENCE_BATCH + model.b + model.g * (prompt + output / 2)
-    return model.a * prompt + output * step
+    at = model.reference
+    step = at.c0 / _REFERENCE_BATCH + at.b + at.g * (prompt + output / 2)
+    return at.a * prompt + output * step

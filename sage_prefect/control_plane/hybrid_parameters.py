@@ -56,12 +56,23 @@ class HybridParameters:
     """... unless that would bring time per token over so many times the promise."""
     harm: float = 1.0
     """Weight of the delay that a prompt causes to the others inside."""
+    over_share: float = 2.0
+    """A tenant with so many times its share of the service lately leaves room to the others ..."""
+    over_least: float = 0.25
+    """... if that is at least this share of all service."""
+    over_tpot: float = 0.7
+    """Share of the promised time per token that it may bring an engine to."""
+    over_ttft: float = 0.3
+    """Share of the promised time to first token that it may bring the next request's to ..."""
+    over_engines: float = 0.25
+    """... except on this share of the engines: a long prompt has to go somewhere."""
     near: float = 0.05
     """Engines within this share of the best score are equal: one of them by chance."""
     scan: int = 32
     """Up to so many engines all are looked at."""
     waiting: int = 2
     """Requests without a first token per engine, beyond one token budget of prefill."""
+    at_least: int = 2
     drain_tau: float = 5.0
     standing: float = 0.1
     partition_period: float = 5.0

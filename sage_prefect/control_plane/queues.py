@@ -31,7 +31,7 @@ _Item = tuple[float, int, str]
 class Account:
     """A tenant's virtual time in one band, over all models."""
 
-    __slots__ = ("below_at", "cost_s", "queued", "tenant", "virtual")
+    __slots__ = ("_rate", "_rate_at", "below_at", "cost_s", "queued", "tenant", "virtual")
 
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
@@ -41,6 +41,19 @@ class Account:
         """Predicted engine-seconds of what it has queued."""
         self.below_at = -math.inf
         """When its predicted wait was last within bounds."""
+        self._rate = 0.0
+        self._rate_at = -math.inf
+
+    def drained(self, cost_s: float, now: float, tau: float) -> None:
+        """So much of its queued work has gone into an engine."""
+        self._rate = self.rate(now, tau) + cost_s / tau
+        self._rate_at = now
+
+    def rate(self, now: float, tau: float) -> float:
+        """Engine-seconds per second that have gone lately, forgotten with time constant ``tau``."""
+        if self._rate <= 0.0:
+            return 0.0
+        return self._rate * math.exp((self._rate_at - now) / tau)
 
 
 class Accounts:
@@ -80,7 +93,7 @@ class Accounts:
 class _Flow:
     """One tenant's queue in one band of one model."""
 
-    __slots__ = ("account", "heap", "item", "parked", "size", "tenant")
+    __slots__ = ("account", "heap", "item", "parked", "served_at", "size", "tenant")
 
     def __init__(self, tenant: str, account: Account) -> None:
         self.tenant = tenant
@@ -89,6 +102,7 @@ class _Flow:
         self.item: _Item | None = None
         """Its one live item in the band's heap; another one is stale."""
         self.parked = False
+        self.served_at = -math.inf
         self.size = 0
 
 
@@ -181,6 +195,17 @@ class BandQueue:
                 continue
             return first[3]
         return None
+
+    def served(self, tenant: str, now: float) -> None:
+        """One of the tenant's requests has just gone, or will at once."""
+        flow = self._flows.get(tenant)
+        if flow is not None:
+            flow.served_at = now
+
+    def waits_since(self, request: ScheduledRequest) -> float:
+        """Since when others keep a request waiting: what its tenant's earlier requests took does
+        not count."""
+        return max(request.queued_at, self._flows[request.info.tenant].served_at)
 
     def park(self, tenant: str) -> None:
         """Pass over a tenant, whose requests may not go, until :meth:`unpark`."""

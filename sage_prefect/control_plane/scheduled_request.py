@@ -36,7 +36,9 @@ class ScheduledRequest:
     ttft_slo_s: float = float("inf")
     tpot_slo_s: float = float("inf")
     cost_s: float = 0.0
-    """Predicted engine-seconds: charged at dispatch, corrected at the end."""
+    """Predicted engine-seconds: charged at dispatch and as it goes on, corrected at the end."""
+    share_s: float = 0.0
+    """What it counts for in its tenant's share of what is inside engines."""
     uncached: float = 0.0
     """Prompt tokens that its engine was believed to have to compute."""
     cached: float = 0.0
@@ -47,6 +49,8 @@ class ScheduledRequest:
     """(sequences, context tokens) inside its engine when it came there."""
     context: float = 0.0
     """KV tokens that are counted for it in its engine."""
+    growth: float = 0.0
+    """Tokens of its answer that its engine still has to make room for."""
     progress_at: float = 0.0
     waits_in: Any = None
     """The queue that holds it, if any."""

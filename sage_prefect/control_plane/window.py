@@ -72,11 +72,12 @@ class Window:
         """The engine had to give up running requests: it holds too much."""
         self.size = max(FLOOR, int(self.size * 0.9))
 
-    def turn(self, now: float, batch: int = 0) -> None:
+    def turn(self, now: float, batch: int = 0, running: int = 0) -> None:
         """Adapt, at most every ``PERIOD_S`` and after enough samples or twice that time.
 
         Args:
             batch: batch requests inside: they give way first.
+            running: all requests inside: while they are more than the window, it has not acted yet.
         """
         if now < self.next_at:
             return
@@ -86,7 +87,8 @@ class Window:
         rules = self.rules
         tpot, ttft = _p95(self._tpot), _p95(self._ttft)
         if tpot > rules.high_tpot and not batch:
-            self.size = max(FLOOR, int(self.size * max(0.8, rules.high_tpot / tpot)))
+            if running <= self.size:
+                self.size = max(FLOOR, int(self.size * max(0.8, rules.high_tpot / tpot)))
             self.slow_start = False
         elif self.full or not samples:
             # Where nothing is promised, nothing holds it back.

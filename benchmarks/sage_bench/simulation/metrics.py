@@ -154,6 +154,7 @@ def _cluster(simulation: Simulation, records: Records, warmup_s: float, end_s: f
         ),
         "events": float(simulation.queue.events),
         "llm_busy": float(np.mean([n.engine.busy_s for n in llm]) / span) if llm else math.nan,
+        "hottest_engine": math.nan,  # unless something was answered
     }
     embed = [n.engine for n in simulation.fleet.nodes if isinstance(n.engine, EmbeddingEngine)]
     if embed:
@@ -164,7 +165,8 @@ def _cluster(simulation: Simulation, records: Records, warmup_s: float, end_s: f
         tokens = (columns["prompt"] + columns["output"])[done]
         by_engine = np.bincount(where, weights=tokens, minlength=len(simulation.fleet.nodes))
         loads = by_engine[[n.index for n in llm]]
-        figures["hottest_engine"] = float(loads.max() / loads.mean()) if loads.mean() else math.nan
+        if loads.mean():
+            figures["hottest_engine"] = float(loads.max() / loads.mean())
     if llm and isinstance(llm[0].engine, LlmEngine):
         profile = llm[0].engine.spec.profile
         fair = fairness(records, profile, simulation.weights, warmup_s, end_s)

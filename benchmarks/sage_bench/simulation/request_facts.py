@@ -12,9 +12,8 @@ from sage_bench.simulation.scenario import EmbeddingGroup, LlmGroup, WorkloadSpe
 from sage_bench.simulation.step_profile import EmbeddingProfile, StepProfile
 from sage_bench.workloads.client_request import ClientRequest
 from sage_prefect.control_plane.events import EngineProfile, EngineSpec, RequestInfo
+from sage_prefect.control_plane.length_estimates import OutputLengths
 
-_QUANTILE = 0.7
-_FIRST_GUESS = 256.0
 _BYTES_PER_TOKEN = 4
 
 
@@ -33,7 +32,7 @@ class RequestFacts:
     def __init__(self, workloads: Mapping[str, WorkloadSpec], noise: np.random.Generator) -> None:
         self._workloads = workloads
         self._noise = noise
-        self._outputs: dict[tuple[str, str], float] = {}
+        self._outputs = OutputLengths()
 
     def describe(self, request_id: str, request: ClientRequest, now: float) -> RequestInfo:
         """The request as a gateway sees it at ``now``."""
@@ -44,7 +43,6 @@ class RequestFacts:
             error = math.exp(workload.estimate_error * float(self._noise.standard_normal()))
             prompt = max(1, round(prompt * error))
         slo = traffic.slo
-        estimate = self._outputs.get((request.tenant, traffic.model))
         return RequestInfo(
             request_id,
             traffic.model,
@@ -60,18 +58,14 @@ class RequestFacts:
             # An embedding's first byte is its whole answer.
             (slo.ttft_s or (slo.e2e_s if request.inputs else None)) if workload.told_slo else None,
             slo.tpot_s if workload.told_slo else None,
-            None if estimate is None else round(estimate),
+            self._outputs.estimate(request.tenant, traffic.model),
             request.chain,
             request.inputs,
         )
 
     def learn(self, request: ClientRequest) -> None:
-        """Take a finished answer's length into the estimate (Robbins-Monro on the quantile)."""
-        key = (request.tenant, request.traffic.model)
-        known = self._outputs.get(key, _FIRST_GUESS)
-        step = 0.05 * max(known, 8.0)
-        known += step * (_QUANTILE if request.output > known else _QUANTILE - 1)
-        self._outputs[key] = max(1.0, known)
+        """Take a finished answer's length into the estimate."""
+        self._outputs.learn(request.tenant, request.traffic.model, request.output)
 
 
 def engine_facts(

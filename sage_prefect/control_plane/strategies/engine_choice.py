@@ -43,19 +43,28 @@ class EngineChoice:
         """What the last choice was made from, for ``explain``."""
         self._rng = rng
 
-    def saw_latency(self, request: ScheduledRequest, uncached: float, now: float) -> None:
-        """A latency request has been sent to some engine."""
+    def saw_latency(
+        self, request: ScheduledRequest, uncached: float, now: float, *, usual: bool = True
+    ) -> None:
+        """A latency request has been sent to some engine; ``usual``: its prompt tells of others."""
         self.latency_at = now
         self.promise_s, self.ttft_promise_s = request.tpot_slo_s, request.ttft_slo_s
-        self.usual_prompt += 0.05 * (uncached - self.usual_prompt)
+        if usual:
+            self.usual_prompt += 0.05 * (uncached - self.usual_prompt)
 
     def choose(
-        self, request: ScheduledRequest, loads: Iterable[EngineLoad], now: float
+        self,
+        request: ScheduledRequest,
+        loads: Iterable[EngineLoad],
+        now: float,
+        *,
+        over: bool = False,
     ) -> tuple[EngineLoad, float] | None:
         """An engine that takes the request now and what of its prompt is uncached there, or None.
 
         Args:
             loads: the candidates; the ones that cannot take it are sorted out here.
+            over: its tenant takes more than its share: it leaves room to the others.
         """
         prefix = request.info.prefix if self.parameters.prefix else ()
         prompt = float(request.info.prompt_tokens)
@@ -72,6 +81,8 @@ class EngineChoice:
             elif self._takes_batch(load, uncached, kv, now):
                 scored.append((load, self._batch_score(load), uncached))
         self.looked_at = scored
+        if over:
+            scored = self._with_room(scored, kv, now)
         if request.tried:
             scored = [one for one in scored if one[0].entry.name not in request.tried] or scored
         if not scored:
@@ -118,6 +129,29 @@ class EngineChoice:
             return True
         promise = min(request.tpot_slo_s, load.tightest_tpot())
         return not load.running or load.tpot_with(now, uncached, kv) <= promise
+
+    def _with_room(self, scored: list[Scored], kv: float, now: float) -> list[Scored]:
+        """Engines where another request leaves room to those that come after it."""
+        parameters = self.parameters
+        limit = parameters.over_ttft * self.ttft_promise_s
+        crowded = sum(load.ttft(self.usual_prompt) > limit for load, _, _ in scored)
+        may_crowd = crowded < max(1, int(parameters.over_engines * len(scored)))
+        kept = []
+        for one in scored:
+            load, _, uncached = one
+            if load.batch or not load.running or not load.model.known:
+                # Batch work inside gives way first: its gate has kept room.
+                kept.append(one)
+                continue
+            if load.tpot_with(now, uncached, kv + load.growth) > parameters.over_tpot * min(
+                load.tightest_tpot(), self.tpot_promise_s(load)
+            ):
+                continue
+            if load.ttft(self.usual_prompt + uncached) <= limit or (
+                may_crowd and load.ttft(self.usual_prompt) <= limit
+            ):
+                kept.append(one)
+        return kept
 
     def _is_urgent(self, request: ScheduledRequest, now: float) -> bool:
         slack = request.due - now

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from sage_prefect.control_plane.admission import Drain, retry_after_s
 from sage_prefect.control_plane.engine_load import EngineLoad
-from sage_prefect.control_plane.engine_seconds import DEFAULT_OUTPUT, predicted_s, served_s
+from sage_prefect.control_plane.engine_seconds import DEFAULT_OUTPUT, predicted_s, served_s, token_s
 from sage_prefect.control_plane.events import (
     Band,
     BandSpec,
@@ -32,6 +32,7 @@ from sage_prefect.control_plane.ledger import EngineEntry, Ledger
 from sage_prefect.control_plane.prefix_index import PrefixIndex
 from sage_prefect.control_plane.queues import Accounts, BandQueue, ModelQueue
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest
+from sage_prefect.control_plane.service_shares import ServiceShares
 from sage_prefect.control_plane.strategies.base import Refusal, SchedulingPolicy
 from sage_prefect.control_plane.strategies.engine_choice import EngineChoice
 from sage_prefect.control_plane.strategies.model_pool import ModelPool
@@ -60,6 +61,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         self._pools: dict[str, ModelPool] = {}
         self._loads: dict[str, EngineLoad] = {}
         self._index = PrefixIndex()
+        self._shares = ServiceShares(self._parameters.over_share, self._parameters.over_least)
         self._running: dict[str, int] = {}
         self._parked: dict[str, list[tuple[ModelPool, BandQueue]]] = {}
         """Tenants at their limit of running requests, and where they are passed over."""
@@ -115,6 +117,10 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             return None
         if request.ttft_slo_s == math.inf:
             return None
+        over = self._parameters.fair and self._shares.is_over(request.info.tenant)
+        if not over and pool.queue.bands[request.band].size < self._parameters.at_least:
+            # Nothing drains from an empty queue: its rate would say that all must go away.
+            return None
         accounts = self._accounts[request.band]
         account = accounts.of(request.info.tenant)
         ahead, floor = math.inf, 0.25 * max(1, len(pool.loads))
@@ -122,6 +128,11 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             tenant = self._tenants.get(request.info.tenant)
             ahead = accounts.ahead_s(account.cost_s / (tenant.weight if tenant else 1.0))
         wait = pool.drain.wait_s(request.band, ahead, now, floor)
+        if over:
+            # It waits for room that others leave, not for its turn.
+            own = account.cost_s - request.cost_s
+            rate = account.rate(now, self._parameters.drain_tau)
+            wait = max(wait, own / max(rate, 1e-3))
         allowed = spec.reject_share * (request.due - now)
         if wait <= allowed or account.below_at == -math.inf:
             account.below_at = now
@@ -224,6 +235,11 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         if load is None or chunks < 1:
             return False
         load.grow(request, chunks)
+        # While it is inside, a whole answer is always still to come: nobody knows when it ends, and
+        # service is even at any time this way (Jain's index 0.985; 0.977 if made even at its end).
+        more = token_s(load.model, request) * chunks
+        self._charge(request, more)
+        request.cost_s += more
         self._saw_pace(request, load, chunks, now)
         return False
 
@@ -234,6 +250,8 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         if load is None:
             return
         load.leave(request, now)
+        if self._parameters.fair and request.band is not Band.BATCH:
+            self._shares.leave(request.info.tenant, request.share_s)
         self._running[request.info.tenant] = self._running.get(request.info.tenant, 1) - 1
         served = request.cost_s
         if done is not None:
@@ -264,8 +282,8 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         self._now = now
         while self._ages and self._ages[0][0] <= now:
             _, _, request = heapq.heappop(self._ages)
-            if request.waits_in is not None:
-                self._promote(request, now)
+            if isinstance(request.waits_in, BandQueue):
+                self._age(request, request.waits_in, now)
         for pool in self._pools.values():
             if pool.queue.size:
                 pool.touched = True
@@ -307,26 +325,48 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         pool.adapt(now)
         bands = pool.queue.bands
         for band in pool.order():
-            head = bands[band].head()
-            while head is not None and self._is_full(head):
-                tenant = head.info.tenant
-                self._parked.setdefault(tenant, []).append((pool, bands[band]))
-                bands[band].park(tenant)
-                head = bands[band].head()
-            if head is None:
+            passed: list[str] = []
+            picked = self._pick_in(pool, band, passed, now)
+            for tenant in passed:
+                bands[band].unpark(tenant)
+            if picked is not None:
+                return picked
+            # Room that this band could not use, a less urgent one may not either, except batch
+            # work on engines that prefer it.
+        return None
+
+    def _pick_in(
+        self, pool: ModelPool, band: Band, passed: list[str], now: float
+    ) -> tuple[ScheduledRequest, EngineEntry] | None:
+        """The next request of a band that may go; ``passed`` gets tenants that were passed over."""
+        queue = pool.queue.bands[band]
+        shared = self._parameters.fair and band is not Band.BATCH
+        while (head := queue.head()) is not None:
+            tenant = head.info.tenant
+            if self._is_full(head):
+                self._parked.setdefault(tenant, []).append((pool, queue))
+                queue.park(tenant)
                 continue
-            chosen = pool.choice.choose(head, self._candidates(pool, head, now), now)
+            over = shared and self._shares.is_over(tenant)
+            chosen = pool.choice.choose(head, self._candidates(pool, head, now), now, over=over)
+            if chosen is None and over:
+                # What it has to leave free is there for the others.
+                queue.park(tenant)
+                passed.append(tenant)
+                continue
             if chosen is None:
-                # Room that this one could not use, a less urgent one may not either, except
-                # batch work on engines that prefer it.
-                continue
+                return None
             load, uncached = chosen
             self.remove(head)
             self._enter(head, load, uncached, now)
             if band is not Band.BATCH:
-                pool.choice.saw_latency(head, uncached, now)
+                pool.choice.saw_latency(head, uncached, now, usual=not over)
+            queue.served(tenant, now)
             pool.served(head, self._bands)
             pool.drain.drained(band, head.cost_s, now)
+            if over:
+                account = self._accounts[band].of(tenant)
+                account.drained(head.cost_s, now, self._parameters.drain_tau)
             return head, load.entry
         return None
 
@@ -370,9 +410,17 @@ class HybridSchedulingPolicy(SchedulingPolicy):
                     chosen[name] = loads[name]
         return chosen
 
-    def _promote(self, request: ScheduledRequest, now: float) -> None:
-        """Up by one band; it keeps its tenant and is charged there."""
+    def _age(self, request: ScheduledRequest, queue: BandQueue, now: float) -> None:
+        """Up by one band, if its tenant was not served for the age limit; it keeps its tenant and
+        is charged there."""
+        limit = self._bands[request.band].age_limit_s
+        due = math.inf if limit is None else queue.waits_since(request) + limit
+        if due > now:
+            if due < math.inf:
+                heapq.heappush(self._ages, (due, request.seq, request))
+            return
         pool = self._pool(request.info.model)
+        queue.served(request.info.tenant, now)
         self.remove(request)
         request.band = Band(request.band - 1)
         pool.queue.bands[request.band].push(request)
@@ -421,12 +469,19 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         prompt = float(request.info.prompt_tokens)
         # A stream tells how it grows; another answer is counted at half its length.
         output = request.info.output_estimate or DEFAULT_OUTPUT
-        load.enter(request, uncached, prompt + (0 if request.info.stream else output / 2), now)
+        shown = 0.0 if request.info.stream else output / 2
+        load.enter(request, uncached, prompt + shown, output - shown, now)
         request.cached = prompt - uncached
         request.chunks = 0
         if request.info.prefix and self._parameters.prefix:
             self._index.record(load.entry.name, request.info.prefix)
         self._running[request.info.tenant] = self._running.get(request.info.tenant, 0) + 1
+        if self._parameters.fair and request.band is not Band.BATCH:
+            tenant = self._tenants.get(request.info.tenant)
+            request.share_s = request.cost_s
+            self._shares.enter(
+                request.info.tenant, tenant.weight if tenant else 1.0, request.cost_s
+            )
         account = self._accounts[request.band].of(self._flow(request))
         self._charge(request, request.cost_s)
         self._accounts[request.band].present = max(

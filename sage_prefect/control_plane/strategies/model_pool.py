@@ -70,7 +70,7 @@ class ModelPool:
         ]
         for load in loads:
             load.assume(now)
-            load.window.turn(now, load.batch)
+            load.window.turn(now, load.batch, load.running)
         parameters = self.choice.parameters
         if parameters.partition and parameters.gate and loads:
             promise = min(self.choice.tpot_promise_s(load) for load in loads)
