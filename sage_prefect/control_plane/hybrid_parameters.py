@@ -62,7 +62,7 @@ class HybridParameters:
     """... if that is at least this share of all service."""
     over_tpot: float = 0.7
     """Share of the promised time per token that it may bring an engine to."""
-    over_ttft: float = 0.3
+    over_ttft: float = 0.5
     """Share of the promised time to first token that it may bring the next request's to ..."""
     over_engines: float = 0.25
     """... except on this share of the engines: a long prompt has to go somewhere."""
