@@ -29,6 +29,8 @@ class EngineLoad:
 
     __slots__ = (
         "_dirty_at",
+        "_front",
+        "_front_at",
         "_promises",
         "_rate",
         "_rate_at",
@@ -43,6 +45,7 @@ class EngineLoad:
         "kv_tokens",
         "latency",
         "model",
+        "pending",
         "preemptions",
         "prefill",
         "sampled_at",
@@ -64,6 +67,10 @@ class EngineLoad:
         self.batch = 0
         self.prefill = 0.0
         """Uncached prompt tokens of requests without a first token."""
+        self.pending = 0.0
+        """What is left of them, when last looked at: the first in line is partly through."""
+        self._front = 0.0
+        self._front_at = -math.inf
         self.waiting = 0
         """Requests without a first token."""
         self.context = 0.0
@@ -109,7 +116,7 @@ class EngineLoad:
     def ttft(self, prompt: float) -> float:
         """Predicted time to first token of a prompt with so many uncached tokens, sent now."""
         n = self.latency + self.batch
-        return self.model.ttft_s(self.prefill, prompt, n, self.context, self.budget)
+        return self.model.ttft_s(self.pending, prompt, n, self.context, self.budget)
 
     def respect(self, spec: EngineSpec) -> None:
         """The engine has (perhaps) another specification."""
@@ -134,7 +141,11 @@ class EngineLoad:
         self.growth += growth
         request.uncached = uncached
         request.context = kv
-        request.prefill_ahead = self.prefill
+        if not self.waiting:
+            self._front, self._front_at = uncached, now
+        self.look(now)
+        # Nothing ahead is a measurement of prefill alone: a guess of nothing is not.
+        request.prefill_ahead = max(1.0, self.pending) if self.waiting else 0.0
         request.load_at_dispatch = (self.latency + self.batch, self.context)
         request.dispatched_at = now
         request.prefilling = True
@@ -142,6 +153,7 @@ class EngineLoad:
             at = now + self.ttft(uncached)
             heapq.heappush(self.assumed, (at, request.seq, request, now))
         self.prefill += uncached
+        self.pending += uncached
         self.waiting += 1
         self.context += kv
         self._rate = self.prefill_rate(now) + uncached / PREFILL_RATE_TAU_S
@@ -157,6 +169,18 @@ class EngineLoad:
         if self.batch >= self.window.batch:
             self.window.full_batch = True
 
+    def look(self, now: float) -> None:
+        """Bring up to date what only time tells."""
+        if self.assumed:
+            self.assume(now)
+        if self.prefill <= 0.0:
+            self.pending = 0.0
+            return
+        model = self.model
+        step = model.c0 + model.b * (self.latency + self.batch) + model.g * self.context
+        token_s = model.kt * (model.a + step / self.budget)
+        self.pending = self.prefill - min(self._front, (now - self._front_at) / token_s)
+
     def assume(self, now: float) -> None:
         """Take the prompts to be through whose time has come and that will not say so."""
         while self.assumed and self.assumed[0][0] <= now:
@@ -171,6 +195,10 @@ class EngineLoad:
         request.prefilling = False
         self.waiting -= 1
         self.prefill = max(0.0, self.prefill - request.uncached) if self.waiting else 0.0
+        self.pending = self.prefill
+        # Engines take prompts in order; whose turn it is now is not kept: one of mean length.
+        self._front = self.prefill / self.waiting if self.waiting else 0.0
+        self._front_at = now
         self._dirty_at = now
 
     def grow(self, request: ScheduledRequest, tokens: int) -> None:

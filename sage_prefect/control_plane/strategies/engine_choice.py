@@ -118,7 +118,7 @@ class EngineChoice:
         inside = len(entry.running)
         if inside >= entry.spec.max_concurrency or inside >= load.window.size:
             return False
-        if load.waiting > self.parameters.waiting and load.prefill > load.budget:
+        if load.waiting > self.parameters.waiting and load.pending > load.budget:
             return False
         return load.context + kv <= load.kv_limit * load.kv_tokens or not inside
 
@@ -194,9 +194,9 @@ class EngineChoice:
         if self.parameters.price:
             return load.entry.spec.price * model.a * uncached
         if not model.known:
-            return (load.prefill + uncached + 1.0) * (load.running + 1)
+            return (load.pending + uncached + 1.0) * (load.running + 1)
         # EngineModel.ttft_s, written out: this runs for each engine at each dispatch.
-        tokens = load.prefill + uncached
+        tokens = load.pending + uncached
         step = model.c0 + model.b * (load.latency + load.batch) + model.g * load.context
         ttft = model.kt * (model.a * tokens + step * (1.0 + tokens / load.budget))
         return ttft + self.parameters.harm * load.latency * model.a * uncached / 8

@@ -388,8 +388,8 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         if len(loads) > self._parameters.scan:
             loads = self._sample(loads, request)
         for load in loads.values():
-            if load.assumed:
-                load.assume(now)
+            if load.assumed or load.prefill:
+                load.look(now)
         return loads.values()
 
     def _sample(
