@@ -21,7 +21,7 @@ class WindowRules:
     batch_decrease: float = 0.8
     batch_increase: int = 2
     increase: int = 3
-    high_tpot: float = 0.92
+    high_tpot: float = 1.0
     """p95 of time per token over the promise: above it the window shrinks."""
     batch_high_tpot: float = 0.95
     batch_high_ttft: float = 0.80

@@ -89,6 +89,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         request.cost_s = self._cost_s(pool, request)
         pool.queue.bands[band].push(request)
         pool.drain.queued[band] += request.cost_s
+        pool.newest = request
         pool.touched = True
         self._size += 1
         limit = self._bands[band].age_limit_s
@@ -349,6 +350,12 @@ class HybridSchedulingPolicy(SchedulingPolicy):
                 continue
             over = shared and self._shares.is_over(tenant)
             chosen = pool.choice.choose(head, self._candidates(pool, head, now), now, over=over)
+            if chosen is None and over and (newest := pool.newest) is not None:
+                # A long prompt that has to wait for room does not keep a short one from it.
+                if newest is not head and newest.waits_in is queue and newest.info.tenant == tenant:
+                    head = newest
+                    loads = self._candidates(pool, head, now)
+                    chosen = pool.choice.choose(head, loads, now, over=True)
             if chosen is None and over:
                 # What it has to leave free is there for the others.
                 queue.park(tenant)

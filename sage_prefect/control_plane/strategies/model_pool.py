@@ -21,7 +21,9 @@ _ADAPT_S = 0.25
 class ModelPool:
     """What the policy keeps of one model."""
 
-    __slots__ = ("_credit", "adapt_at", "choice", "drain", "loads", "partition", "queue", "touched")
+    __slots__ = (
+        "_credit", "adapt_at", "choice", "drain", "loads", "newest", "partition", "queue", "touched",
+    )  # fmt: skip
 
     def __init__(self, queue: ModelQueue, choice: EngineChoice, drain: Drain) -> None:
         self.queue = queue
@@ -29,6 +31,8 @@ class ModelPool:
         self.drain = drain
         self.partition = SoftPartition(choice.parameters)
         self.loads: dict[str, EngineLoad] = {}
+        self.newest: ScheduledRequest | None = None
+        """The request that joined the queue last."""
         self._credit = [0.0] * len(Band)
         self.adapt_at = -math.inf
         """When windows and partition are looked at again: that walks over all engines."""
