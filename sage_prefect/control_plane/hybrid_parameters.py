@@ -54,8 +54,8 @@ class HybridParameters:
     """With less than this share of its slack left a latency request takes the least bad engine."""
     bend: float = 1.3
     """... unless that would bring time per token over so many times the promise."""
-    harm: float = 1.0
-    """Weight of the delay that a prompt causes to the others inside."""
+    harm: float = 0.2
+    """What each request inside adds to the score of its engine, as a share of it."""
     over_share: float = 2.0
     """A tenant with so many times its share of the service lately leaves room to the others ..."""
     over_least: float = 0.25
@@ -66,7 +66,7 @@ class HybridParameters:
     """Share of the promised time to first token that it may bring the next request's to ..."""
     over_engines: float = 0.25
     """... except on this share of the engines: a long prompt has to go somewhere."""
-    near: float = 0.05
+    near: float = 0.02
     """Engines within this share of the best score are equal: one of them by chance."""
     scan: int = 32
     """Up to so many engines all are looked at."""
