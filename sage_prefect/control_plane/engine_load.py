@@ -110,8 +110,7 @@ class EngineLoad:
 
     def respect(self, spec: EngineSpec) -> None:
         """The engine has (perhaps) another specification."""
-        self.window.ceiling = max(1, spec.max_concurrency)
-        self.window.size = min(self.window.size, self.window.ceiling)
+        self.window.limit(spec.max_concurrency)
         self.kv_tokens = float(spec.kv_tokens or DEFAULT_KV_TOKENS)
         self.budget = float(spec.max_batch_tokens or DEFAULT_BUDGET)
 
