@@ -31,16 +31,26 @@ _Item = tuple[float, int, str]
 class Account:
     """A tenant's virtual time in one band, over all models."""
 
-    __slots__ = ("below_at", "cost_s", "queued", "tenant", "virtual")
+    __slots__ = ("below_at", "cost_s", "queued", "queues", "tenant", "virtual")
 
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
+        self.queues: dict[BandQueue, None] = {}
+        """Those where it has something queued, one per model."""
         self.virtual = 0.0
         self.queued = 0
         self.cost_s = 0.0
         """Predicted engine-seconds of what it has queued."""
         self.below_at = -math.inf
         """When its predicted wait was last within bounds."""
+
+    def charge(self, virtual_s: float) -> None:
+        """It got so many engine-seconds over its weight; negative: fewer than it was charged."""
+        self.virtual += virtual_s
+        if virtual_s < 0.0:
+            # Later places are found when an item surfaces; an earlier one has to be taken at once.
+            for queue in self.queues:
+                queue.advance(self.tenant)
 
 
 class Accounts:
@@ -131,11 +141,9 @@ class BandQueue:
         heapq.heappush(flow.heap, (key, request.seq, next(_PUSHES), request))
         flow.size += 1
         self.size += 1
+        account.queues[self] = None
         request.waits_in = self
-        item = flow.item
-        if flow.parked or (item is not None and (self._fair or (key, request.seq) >= item[:2])):
-            return
-        self._list(flow)
+        self._advance(flow)
 
     def remove(self, request: ScheduledRequest) -> None:
         """Take a request out (dispatched, cancelled, promoted); others are a no-op."""
@@ -155,6 +163,7 @@ class BandQueue:
         # tenant would never leave, and each decision would move them all.
         if not flow.size:
             flow.heap.clear()
+            account.queues.pop(self, None)
         elif len(flow.heap) > 64 and len(flow.heap) > 2 * flow.size:
             flow.heap = [item for item in flow.heap if item[3].waits_in is self]
             heapq.heapify(flow.heap)
@@ -199,12 +208,21 @@ class BandQueue:
         else:
             del self._flows[tenant]
 
+    def advance(self, tenant: str) -> None:
+        """The virtual time of a tenant that waits here has gone back."""
+        self._advance(self._flows[tenant])
+
     def requests(self) -> Iterator[ScheduledRequest]:
         """All queued requests, in no order."""
         for flow in self._flows.values():
             yield from {r.seq: r for *_, r in flow.heap if r.waits_in is self}.values()
 
     # -- inside ---------------------------------------------------------------------------
+
+    def _advance(self, flow: _Flow) -> None:
+        """List a flow whose place is earlier than its item says (a later one finds itself)."""
+        if not flow.parked and (flow.item is None or self._item(flow, flow.heap[0]) < flow.item):
+            self._list(flow)
 
     def _list(self, flow: _Flow) -> None:
         flow.item = self._item(flow, self._first(flow))

@@ -115,3 +115,34 @@ def test_the_order_is_that_of_a_plain_search(steps: list[tuple]) -> None:  # typ
         assert sorted(r.seq for r in band.requests()) == sorted(r.seq for r in waiting)
         tenants = [item[2] for item in band._heap]
         assert len(tenants) == len(set(tenants)) == len(band._flows)
+
+
+def test_a_refund_moves_a_tenant_forward_at_once() -> None:
+    """It was charged for a long answer that turned out short: its turn comes by what it got."""
+    band = queue()
+    for seq in range(2):
+        band.push(request(seq, "a"))
+        band.push(request(10 + seq, "b"))
+    assert take(band).info.tenant == "a"
+    band.accounts.of("a").charge(100.0)
+    assert take(band).info.tenant == "b"
+    band.accounts.of("b").charge(1.0)
+    band.accounts.of("a").charge(-99.5)
+    assert take(band).info.tenant == "a"
+
+
+def test_a_refund_counts_also_while_nothing_waits() -> None:
+    band = queue()
+    band.push(request(0, "a"))
+    band.push(request(1, "b"))
+    band.push(request(2, "c"))
+    take(band)
+    band.accounts.of("a").charge(100.0)
+    band.push(request(3, "a"))
+    assert take(band).info.tenant == "b"
+    band.accounts.of("b").charge(1.0)
+    band.remove(next(r for r in band.requests() if r.seq == 3))
+    band.accounts.of("a").charge(-99.5)
+    band.push(request(4, "a"))
+    band.accounts.of("c").charge(2.0)
+    assert take(band).info.tenant == "a"

@@ -439,8 +439,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
     def _charge(self, request: ScheduledRequest, seconds: float) -> None:
         tenant = self._tenants.get(request.info.tenant)
         weight = tenant.weight if tenant is not None else 1.0
-        account = self._accounts[request.band].of(self._flow(request))
-        account.virtual += seconds / weight
+        self._accounts[request.band].of(self._flow(request)).charge(seconds / weight)
 
     def _index_learn(self, request: ScheduledRequest, entry: EngineEntry, done: Done) -> None:
         if done.cached_tokens is not None:
