@@ -60,7 +60,7 @@ class Accounts:
         self.by_tenant: dict[str, Account] = {}
         self._forget_at = KEPT_ACCOUNTS
         self.present = 0.0
-        """Virtual time of the tenant that was served last."""
+        """Virtual time at which the tenant that was served last began its request."""
         self.backlogged: dict[str, Account] = {}
         """Tenants with something queued."""
 

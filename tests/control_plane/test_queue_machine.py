@@ -93,10 +93,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.waiting[model].remove(one)
         self.running.append(one)
         account = self.accounts.of(one.info.tenant)
-        account.charge(one.cost_s)
-        self.virtual[one.info.tenant] += one.cost_s
         self.accounts.present = max(self.accounts.present, account.virtual)
         self.present = max(self.present, self.virtual[one.info.tenant])
+        account.charge(one.cost_s)
+        self.virtual[one.info.tenant] += one.cost_s
 
     @rule(model=MODELS)
     def dispatch_two(self, model: str) -> None:

@@ -427,11 +427,10 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         if request.info.prefix and self._parameters.prefix:
             self._index.record(load.entry.name, request.info.prefix)
         self._running[request.info.tenant] = self._running.get(request.info.tenant, 0) + 1
-        account = self._accounts[request.band].of(self._flow(request))
+        # Before its charge, which over a small weight may lie far ahead of all others.
+        accounts = self._accounts[request.band]
+        accounts.present = max(accounts.present, accounts.of(self._flow(request)).virtual)
         self._charge(request, request.cost_s)
-        self._accounts[request.band].present = max(
-            self._accounts[request.band].present, account.virtual
-        )
 
     def _flow(self, request: ScheduledRequest) -> str:
         return request.info.tenant if self._parameters.fair else ""
