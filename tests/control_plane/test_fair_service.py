@@ -1,7 +1,7 @@
 """What two backlogged tenants get of the engines' time: the bound of fair queueing.
 
-Over any stretch in which both have something queued, what they get, each over its weight, differs by
-no more than one request of each (start-time fair queueing, Goyal et al. 1996; the bound of VTC,
+Over any stretch in which both have something queued, what they get, each over its weight, differs
+by no more than one request of each (start-time fair queueing, Goyal et al. 1996; the bound of VTC,
 arXiv 2401.00588, for unequal weights), whoever else comes and goes.
 """
 
