@@ -69,7 +69,8 @@ class EngineLoad:
         self.batch_preferred = False
         self.sampled_at = -math.inf
         """When the model last learned from a stream's pace here: its neighbours show the same."""
-        self.preemptions = 0.0
+        self.preemptions = math.nan
+        """The engine's counter when it last said so; NaN: not yet, and nothing is above that."""
         self._rate = 0.0
         self._rate_at = -math.inf
         self._dirty_at = -math.inf  # when a prompt was last on its way
@@ -183,7 +184,7 @@ class EngineLoad:
 
     def saw_preemptions(self, count: float) -> None:
         """The engine's counter of preempted requests."""
-        if count > self.preemptions > 0:
+        if count > self.preemptions:
             self.window.preempted()
             self.kv_limit = 0.88
         self.preemptions = count
