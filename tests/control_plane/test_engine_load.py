@@ -148,9 +148,12 @@ def test_an_answer_that_does_not_stream_is_through_its_prompt_when_that_was_pred
     one = request(0, stream=False)
     load.enter(one, 1000.0, 1000.0, 5.0)
     load.assume(5.0 + 0.99 * expected)
-    assert one.prefilling and load.waiting == 1
+    assert one.prefilling
+    assert load.waiting == 1
     load.assume(5.0 + expected)
-    assert not one.prefilling and load.waiting == 0 and load.prefill == 0.0
+    assert not one.prefilling
+    assert load.waiting == 0
+    assert load.prefill == 0.0
 
 
 def test_it_is_not_assumed_of_a_second_attempt_or_of_one_that_is_elsewhere() -> None:
@@ -165,7 +168,8 @@ def test_it_is_not_assumed_of_a_second_attempt_or_of_one_that_is_elsewhere() -> 
     one.engine = "other"
     one.prefilling = True
     load.assume(1e6)
-    assert one.prefilling and not load.assumed
+    assert one.prefilling
+    assert not load.assumed
 
 
 # -- preemptions ------------------------------------------------------------------------------
