@@ -121,7 +121,7 @@ class EngineChoice:
 
     def _is_urgent(self, request: ScheduledRequest, now: float) -> bool:
         slack = request.due - now
-        return slack < self.parameters.last_resort * request.ttft_slo_s
+        return slack < self.parameters.last_resort * (request.due - request.arrived)
 
     def _takes_batch(self, load: EngineLoad, uncached: float, kv: float, now: float) -> bool:
         parameters = self.parameters
