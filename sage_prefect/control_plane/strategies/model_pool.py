@@ -55,8 +55,13 @@ class ModelPool:
             if band is request.band:
                 self._credit[band] = max(0.0, self._credit[band] - request.cost_s)
             elif band > request.band and bands[band].size:
-                share = specs[band].min_share * request.cost_s
-                self._credit[band] = min(_MAX_CREDIT_S, self._credit[band] + share)
+                credit = self._credit[band] + specs[band].min_share * request.cost_s
+                if credit > _MAX_CREDIT_S:
+                    # Bounded, but a request that costs more can be saved up for.
+                    head = bands[band].head()
+                    most = _MAX_CREDIT_S if head is None else max(_MAX_CREDIT_S, head.cost_s)
+                    credit = min(most, credit)
+                self._credit[band] = credit
 
     def adapt(self, now: float) -> None:
         """Let windows and partition follow what was measured, a few times a second."""
