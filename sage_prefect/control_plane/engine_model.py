@@ -86,7 +86,8 @@ class EngineModel:
         """A stream's time per token while nothing but decoding went on, with this load."""
         if not 0 < seconds < 60:
             return
-        self._fit(seconds, n, context)
+        # One stall is one sample; what is really slower by more shows again in the next ones.
+        self._fit(min(seconds, CLAMP * self.iteration_s(n, context)), n, context)
         self.samples += 1
         if self.samples >= 16:
             self.known = True
@@ -103,7 +104,7 @@ class EngineModel:
             step = (self.c0 + self.b * n + self.g * context) * (1.5 + prompt / budget)
             seen = (seconds - step) / prompt
             low, high = self._bounds(self._prior.a)
-            self.a = min(high, max(low, self.a + 0.05 * (seen - self.a)))
+            self.a = min(high, max(low, self.a + 0.05 * (min(high, seen) - self.a)))
         ratio = min(CLAMP, max(1 / CLAMP, seconds / predicted))
         self.kt += _RESIDUAL_RATE * (ratio * self.kt - self.kt)
         self.kt = min(CLAMP, max(1 / CLAMP, self.kt))

@@ -150,6 +150,16 @@ def test_an_engine_of_which_nothing_was_known_is_learned_too(
         assert model.iteration_s(n, context) == pytest.approx(engine.true_s(n, context), rel=0.15)
 
 
+@pytest.mark.parametrize("times_slower", [0.05, 40.0])
+def test_an_engine_far_from_the_first_guess_is_found_soon(times_slower: float) -> None:
+    engine = Engine(times(UNKNOWN, times_slower, 1.0, times_slower, times_slower))
+    model = EngineModel(None)
+    for _ in range(60):
+        model.saw_step(*engine.step())
+    for n, context in LOADS[1:]:
+        assert model.iteration_s(n, context) == pytest.approx(engine.true_s(n, context), rel=0.2)
+
+
 def test_it_is_trusted_after_sixteen_good_samples() -> None:
     model = EngineModel(None)
     engine = Engine(UNKNOWN)
@@ -241,12 +251,27 @@ def test_an_absurd_sample_changes_nothing(seconds: float) -> None:
     assert state(model) == before
 
 
-def test_one_stall_moves_the_wait_by_little() -> None:
+@pytest.mark.parametrize("ahead", [0.0, 100.0])
+@pytest.mark.parametrize("seconds", [30.0, 500.0])
+def test_one_stall_before_a_first_token_moves_predictions_by_little(
+    ahead: float, seconds: float
+) -> None:
     """A request that sat in a stalled engine for minutes is one sample, not the new normal."""
     model = EngineModel(PRIOR)
     before = model.ttft_s(0, 1000, 4, 4e3, BUDGET)
-    model.saw_ttft(500.0, 100.0, 1000.0, 4, 4e3, BUDGET)
-    assert model.ttft_s(0, 1000, 4, 4e3, BUDGET) < 1.2 * before
+    model.saw_ttft(seconds, ahead, 1000.0, 4, 4e3, BUDGET)
+    assert model.ttft_s(0, 1000, 4, 4e3, BUDGET) < 1.35 * before
+    assert model.a <= 1.2 * PRIOR.a
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_one_stall_between_tokens_moves_predictions_by_little(known: bool) -> None:
+    engine, model = Engine(PRIOR), EngineModel(PRIOR if known else None)
+    for _ in range(500):
+        model.saw_step(*engine.step())
+    model.saw_step(30.0, 16, 16e3)
+    for n, context in LOADS:
+        assert model.iteration_s(n, context) == pytest.approx(engine.true_s(n, context), rel=0.25)
 
 
 @pytest.mark.parametrize(
