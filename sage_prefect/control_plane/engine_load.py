@@ -85,6 +85,11 @@ class EngineLoad:
         """Requests inside."""
         return self.latency + self.batch
 
+    @property
+    def is_well(self) -> bool:
+        """Whether its times say how fast it is, and its cache is what was sent to it."""
+        return self.entry.state not in (EngineState.SUSPECT, EngineState.DOWN)
+
     def prefill_rate(self, now: float) -> float:
         """Uncached prompt tokens per second sent here, exponentially forgotten."""
         if self._rate <= 0.0:

@@ -24,7 +24,6 @@ from sage_prefect.control_plane.events import (
     BandSpec,
     Done,
     EngineGauges,
-    EngineState,
     TenantSpec,
 )
 from sage_prefect.control_plane.hybrid_parameters import DEFAULT_BANDS, ORDER_S, HybridParameters
@@ -167,8 +166,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
                 self._least = PlacementIndex(self.ledger, _in_flight)
             self._index.set_capacity(entry.name, entry.spec.kv_tokens)
         load.respect(entry.spec)
-        gone = entry.leaving or entry.state in (EngineState.DOWN, EngineState.SUSPECT)
-        if gone:
+        if entry.leaving or not load.is_well:
             load.batch_preferred = False
             self._index.forget(entry.name)
             self._index.set_capacity(entry.name, entry.spec.kv_tokens)
@@ -210,9 +208,10 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             return False
         inside = now - request.dispatched_at
         n, context = request.load_at_dispatch
-        load.model.saw_ttft(
-            inside, request.prefill_ahead, request.uncached, n, context, load.budget
-        )
+        if load.is_well:
+            load.model.saw_ttft(
+                inside, request.prefill_ahead, request.uncached, n, context, load.budget
+            )
         load.first_token(request, now)
         request.progress_at = now
         if request.band is not Band.BATCH and request.ttft_slo_s < math.inf:
@@ -451,7 +450,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         request.progress_at = now
         if took <= 0:
             return
-        if load.is_clean(now - took):
+        if load.is_well and load.is_clean(now - took):
             load.model.saw_step(took / chunks, load.running, load.context)
             load.sampled_at = now
         if request.chunks >= _JUDGED_TOKENS:
