@@ -370,10 +370,11 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         return chosen
 
     def _promote(self, request: ScheduledRequest, now: float) -> None:
-        """Up by one band; it keeps its tenant and is charged there."""
+        """Up by one band; it keeps its tenant, is charged there, and is as urgent as a new one."""
         pool = self._pool(request.info.model)
         self.remove(request)
         request.band = Band(request.band - 1)
+        request.due = min(request.due, now + ORDER_S[request.band])
         pool.queue.bands[request.band].push(request)
         pool.drain.queued[request.band] += request.cost_s
         self._size += 1
