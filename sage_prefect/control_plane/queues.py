@@ -74,12 +74,17 @@ class Accounts:
             account.virtual = self.present
         return account
 
-    def ahead_s(self, own_s: float) -> float:
-        """Engine-seconds of this band that go before, or with, a tenant's own ``own_s``: each
-        backlogged tenant gets as much meanwhile, if it has as much."""
+    def ahead_s(self, account: Account, weight: float) -> float:
+        """Engine-seconds of this band that go before, or with, what a tenant has queued: all of its
+        own, and what each other backlogged tenant gets meanwhile, if it has as much."""
+        meanwhile = account.cost_s / weight
         if len(self.backlogged) > _COUNTED_TENANTS:
-            return own_s * len(self.backlogged)
-        return sum(min(own_s, account.cost_s) for account in self.backlogged.values())
+            return account.cost_s + meanwhile * (len(self.backlogged) - 1)
+        return account.cost_s + sum(
+            min(meanwhile, other.cost_s)
+            for other in self.backlogged.values()
+            if other is not account
+        )
 
     def _forget_idle(self) -> None:
         """Bound the memory that tenants who come once leave behind."""

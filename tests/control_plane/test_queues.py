@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sage_prefect.control_plane.events import RequestInfo
-from sage_prefect.control_plane.queues import LAG_S, Accounts, BandQueue
+from sage_prefect.control_plane.queues import KEPT_ACCOUNTS, LAG_S, Accounts, BandQueue
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 
 
@@ -146,3 +146,43 @@ def test_a_refund_counts_also_while_nothing_waits() -> None:
     band.push(request(4, "a"))
     band.accounts.of("c").charge(2.0)
     assert take(band).info.tenant == "a"
+
+
+def test_what_goes_before_a_tenants_work_is_what_the_others_get_meanwhile() -> None:
+    band = queue()
+    for seq, (tenant, cost_s) in enumerate([("a", 4.0), ("b", 1.0), ("c", 9.0)]):
+        one = request(seq, tenant)
+        one.cost_s = cost_s
+        band.push(one)
+    accounts = band.accounts
+    assert accounts.ahead_s(accounts.of("a"), 1.0) == 4.0 + 1.0 + 4.0
+    assert accounts.ahead_s(accounts.of("a"), 4.0) == 4.0 + 1.0 + 1.0
+    assert accounts.ahead_s(accounts.of("a"), 0.1) == 4.0 + 1.0 + 9.0
+    assert accounts.ahead_s(accounts.of("idle"), 1.0) == 0.0
+
+
+def test_among_many_tenants_each_other_is_taken_to_get_as_much() -> None:
+    band = queue()
+    for seq in range(50):
+        one = request(seq, f"t{seq}")
+        one.cost_s = 2.0
+        band.push(one)
+    accounts = band.accounts
+    assert accounts.ahead_s(accounts.of("t7"), 1.0) == 50 * 2.0
+    assert accounts.ahead_s(accounts.of("t7"), 2.0) == 2.0 + 49 * 1.0
+
+
+def test_tenants_that_came_once_are_forgotten_and_those_that_wait_are_not() -> None:
+    band = queue()
+    waits = request(0, "waits")
+    waits.cost_s = 1.0
+    band.push(waits)
+    band.accounts.of("waits").charge(5.0)
+    for seq in range(1, 3 * KEPT_ACCOUNTS):
+        band.push(request(seq, f"t{seq}"))
+        band.remove(next(r for r in band._flows[f"t{seq}"].heap)[3])
+        if seq % 5000 == 0:
+            band.head()
+    assert len(band.accounts.by_tenant) <= KEPT_ACCOUNTS + 1
+    assert band.accounts.of("waits").virtual == 5.0
+    assert band.accounts.of("waits").queued == 1

@@ -119,7 +119,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         ahead, floor = math.inf, 0.25 * max(1, len(pool.loads))
         if self._parameters.fair:
             tenant = self._tenants.get(request.info.tenant)
-            ahead = accounts.ahead_s(account.cost_s / (tenant.weight if tenant else 1.0))
+            ahead = accounts.ahead_s(account, tenant.weight if tenant else 1.0)
         wait = pool.drain.wait_s(request.band, ahead, now, floor)
         allowed = spec.reject_share * (request.due - now)
         if wait <= allowed or account.below_at == -math.inf:
