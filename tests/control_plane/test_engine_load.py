@@ -156,6 +156,14 @@ def test_an_answer_that_does_not_stream_is_through_its_prompt_when_that_was_pred
     assert load.prefill == 0.0
 
 
+def test_a_stream_says_itself_when_its_prompt_is_through() -> None:
+    load = load_of()
+    one = request(0)
+    load.enter(one, 1000.0, 1000.0, 0.0)
+    load.assume(1e6)
+    assert one.prefilling
+
+
 def test_it_is_not_assumed_of_a_second_attempt_or_of_one_that_is_elsewhere() -> None:
     load = load_of()
     one = request(0, stream=False)

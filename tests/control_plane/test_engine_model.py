@@ -208,6 +208,14 @@ def test_what_the_form_cannot_express_goes_into_the_residual() -> None:
     )
 
 
+@pytest.mark.parametrize(("factor", "end"), [(20.0, CLAMP), (0.02, 1 / CLAMP)])
+def test_the_residual_has_its_clamps(factor: float, end: float) -> None:
+    model, base = EngineModel(PRIOR), EngineModel(PRIOR)
+    for _ in range(300):
+        model.saw_ttft(factor * base.ttft_s(900, 600, 8, 8e3, BUDGET), 900, 600, 8, 8e3, BUDGET)
+    assert model.kt == end
+
+
 def test_a_short_prompt_says_nothing_of_prefill() -> None:
     model = EngineModel(PRIOR)
     model.saw_ttft(0.5, 0.0, 256.0, 4, 4e3, BUDGET)

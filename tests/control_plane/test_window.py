@@ -85,8 +85,10 @@ def test_it_shrinks_in_proportion_to_the_breach_but_by_a_fifth_at_most(tpot: flo
     assert turned(window, tpot=tpot).size == expected < 200
 
 
-def test_at_the_bound_itself_it_does_not_shrink() -> None:
-    assert turned(shrunk(), tpot=RULES.high_tpot).size == 64
+def test_at_the_bound_itself_it_still_grows() -> None:
+    window = shrunk()
+    window.full = True
+    assert turned(window, tpot=RULES.high_tpot).size == 64 + RULES.increase
 
 
 def test_batch_work_gives_way_before_the_window_shrinks() -> None:
