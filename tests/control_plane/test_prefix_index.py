@@ -44,6 +44,16 @@ def test_the_longest_common_beginning_is_known() -> None:
     assert known == [6, 3, 6, 0, 1, 0]
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 8, 9, 33])
+def test_every_depth_of_every_length_is_found(length: int) -> None:
+    prompt = tuple(range(length))
+    for depth in range(length + 1):
+        made = index("e")
+        made.record("e", prompt[:depth])
+        assert made.cached_tokens("e", prompt) == depth * PREFIX_BLOCK_TOKENS
+        assert made.holders(prompt) == (["e"] if depth else [])
+
+
 def test_unknown_engines_hold_nothing_and_take_nothing() -> None:
     made = index("e")
     made.record("other", chain("abc"))

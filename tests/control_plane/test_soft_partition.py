@@ -120,6 +120,15 @@ def test_it_is_sized_by_the_peak_and_not_by_the_mean() -> None:
     assert len(settled(burst, loads, 100.0)) == len(settled(steady, others, 100.0)) < 4
 
 
+def test_ten_seconds_count_when_they_are_over() -> None:
+    partition, loads = SoftPartition(PARAMETERS), engines(6)
+    demand(partition, 1.0, 0.0, 50.0)
+    demand(partition, 60.0, 50.0, 54.0)
+    before = settled(partition, loads, 54.0)
+    after = settled(partition, loads, 60.0)
+    assert len(after) < len(before) == 5
+
+
 def test_a_peak_is_forgotten_after_two_minutes() -> None:
     partition, loads = SoftPartition(PARAMETERS), engines(6)
     demand(partition, 16.0, 0.0, 20.0)
