@@ -7,7 +7,7 @@ import math
 from collections import Counter
 
 from sage_prefect.control_plane.engine_model import EngineModel
-from sage_prefect.control_plane.events import Band, EngineSpec, EngineState
+from sage_prefect.control_plane.events import Band, EngineProfile, EngineSpec, EngineState
 from sage_prefect.control_plane.ledger import EngineEntry
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 from sage_prefect.control_plane.window import Window, WindowRules
@@ -25,6 +25,7 @@ class EngineLoad:
     Args:
         entry: the engine's entry in the ledger.
         rules: of its windows.
+        fleet: the prior of its model where it has no profile.
     """
 
     __slots__ = (
@@ -49,10 +50,12 @@ class EngineLoad:
         "window",
     )
 
-    def __init__(self, entry: EngineEntry, rules: WindowRules) -> None:
+    def __init__(
+        self, entry: EngineEntry, rules: WindowRules, fleet: EngineProfile | None = None
+    ) -> None:
         spec = entry.spec
         self.entry = entry
-        self.model = EngineModel(spec.profile)
+        self.model = EngineModel(spec.profile, fleet)
         cold = entry.state in (EngineState.COLD, EngineState.WARMING)
         self.window = Window(spec.max_concurrency, rules, cold=cold)
         self.kv_tokens = float(spec.kv_tokens or DEFAULT_KV_TOKENS)

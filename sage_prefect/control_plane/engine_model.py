@@ -10,6 +10,8 @@ express of the time to first token is left to a slow residual factor.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sage_prefect.control_plane.events import EngineProfile
 
 CLAMP = 4.0
@@ -25,8 +27,25 @@ UNKNOWN = EngineProfile(c0=0.02, a=1e-4, b=5e-4, g=2e-7, s0=0.005, alpha=5e-5, s
 _TRUSTED, _UNTRUSTED = (1.0, 0.04, 0.03), (10.0, 10.0, 10.0)
 
 
+def fleet_profile(models: Iterable[EngineModel]) -> EngineProfile | None:
+    """What engines like a new one have come to: each constant's median; None: nothing is known."""
+    known = [model for model in models if model.known]
+    if not known:
+        return None
+    c0, a, b, g = (
+        sorted(getattr(model, name) for model in known)[len(known) // 2]
+        for name in ("c0", "a", "b", "g")
+    )
+    return EngineProfile(c0=c0, a=a, b=b, g=g, source="fleet")
+
+
 class EngineModel:
-    """Predicts time to first token and time per output token of one engine, in seconds."""
+    """Predicts time to first token and time per output token of one engine, in seconds.
+
+    Args:
+        prior: the engine's profile; one without a step's time counts as none.
+        fleet: what its like have come to, where it has no profile.
+    """
 
     __slots__ = (
         "_cov",
@@ -42,7 +61,9 @@ class EngineModel:
         "samples",
     )
 
-    def __init__(self, prior: EngineProfile | None) -> None:
+    def __init__(self, prior: EngineProfile | None, fleet: EngineProfile | None = None) -> None:
+        if prior is None or prior.c0 + prior.b <= 0:
+            prior = fleet
         self.known = prior is not None and prior.c0 + prior.b > 0
         """Whether a prior was given, or enough was seen to trust the model."""
         base = prior if prior is not None and self.known else UNKNOWN

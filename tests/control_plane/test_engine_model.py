@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sage_prefect.control_plane.engine_model import CLAMP, UNKNOWN, EngineModel
+from sage_prefect.control_plane.engine_model import CLAMP, UNKNOWN, EngineModel, fleet_profile
 from sage_prefect.control_plane.events import EngineProfile
 
 PRIOR = EngineProfile(c0=0.03, a=65e-6, b=0.2e-3, g=1.6e-7, source="test")
@@ -289,3 +289,27 @@ def test_a_profile_without_a_step_is_none(profile: EngineProfile | None) -> None
     model = EngineModel(profile)
     assert not model.known
     assert (model.c0, model.a, model.b, model.g) == (UNKNOWN.c0, UNKNOWN.a, UNKNOWN.b, UNKNOWN.g)
+
+
+# -- the prior of an engine without a profile -------------------------------------------------
+
+
+def test_the_fleets_prior_is_the_median_of_what_is_known() -> None:
+    slow = EngineModel(times(PRIOR, 9.0, 9.0, 9.0, 9.0))
+    models = [EngineModel(PRIOR), slow, EngineModel(times(PRIOR, 1.2, 1.4, 1.6, 1.8))]
+    fleet = fleet_profile([*models, EngineModel(None)])
+    assert fleet is not None
+    assert (fleet.c0, fleet.a, fleet.b, fleet.g) == (
+        models[2].c0, models[2].a, models[2].b, models[2].g,
+    )  # fmt: skip
+    assert fleet_profile([EngineModel(None)]) is None
+    assert fleet_profile([]) is None
+
+
+def test_the_fleets_prior_is_taken_only_where_there_is_no_profile() -> None:
+    fleet = times(PRIOR, 2.0, 2.0, 2.0, 2.0)
+    assert EngineModel(PRIOR, fleet).c0 == PRIOR.c0
+    for none in (None, EngineProfile(alpha=1.0)):
+        model = EngineModel(none, fleet)
+        assert model.known
+        assert (model.c0, model.a, model.b, model.g) == (fleet.c0, fleet.a, fleet.b, fleet.g)

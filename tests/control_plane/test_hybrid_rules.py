@@ -133,6 +133,22 @@ def test_neighbours_that_show_the_same_count_once() -> None:
     assert model_of(manager).samples == 10
 
 
+def test_an_engine_without_a_profile_begins_with_what_its_like_have_learned() -> None:
+    manager = manager_of(64, profile=None)
+    for number in range(3):
+        stream(manager, f"r{number}", number * 10.0)
+        manager.handle(Done(f"r{number}"), number * 10.0 + 9.0)
+    old = model_of(manager)
+    assert old.known
+    for name, device, model in (("like", "cpu", "m"), ("gpu", "cuda", "m"), ("n", "cpu", "n")):
+        spec = EngineSpec(name, (model,), 64, device=device)
+        manager.handle(EngineAdded(spec), 50.0)
+    assert model_of(manager, "like").c0 == old.c0
+    assert model_of(manager, "like").known
+    assert not model_of(manager, "gpu").known
+    assert not model_of(manager, "n").known
+
+
 # -- ageing -----------------------------------------------------------------------------------
 
 

@@ -13,17 +13,20 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from random import Random
 from typing import Any, ClassVar
 
 from sage_prefect.control_plane.admission import Drain, retry_after_s
 from sage_prefect.control_plane.engine_load import EngineLoad
+from sage_prefect.control_plane.engine_model import fleet_profile
 from sage_prefect.control_plane.engine_seconds import DEFAULT_OUTPUT, predicted_s, served_s
 from sage_prefect.control_plane.events import (
     Band,
     BandSpec,
     Done,
     EngineGauges,
+    EngineProfile,
     TenantSpec,
 )
 from sage_prefect.control_plane.hybrid_parameters import DEFAULT_BANDS, ORDER_S, HybridParameters
@@ -160,7 +163,9 @@ class HybridSchedulingPolicy(SchedulingPolicy):
     def engine_changed(self, entry: EngineEntry) -> None:
         load = self._loads.get(entry.name)
         if load is None or load.entry is not entry:
-            load = self._loads[entry.name] = EngineLoad(entry, self._parameters.window)
+            load = self._loads[entry.name] = EngineLoad(
+                entry, self._parameters.window, self._fleet(entry)
+            )
             if len(self._loads) == self._parameters.scan + 1:
                 # From now on not all are looked at, and this index is kept.
                 self._least = PlacementIndex(self.ledger, _in_flight)
@@ -410,6 +415,17 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         if info.deadline is not None:
             due = min(due, info.deadline)
         request.due = due
+
+    def _fleet(self, entry: EngineEntry) -> EngineProfile | None:
+        """What engines of the same device have learned that serve one of its models."""
+        like = (
+            load.model
+            for model in entry.spec.models
+            if model in self._pools
+            for load in islice(self._pools[model].loads.values(), self._parameters.scan)
+            if load.entry.spec.device == entry.spec.device
+        )
+        return fleet_profile(like)
 
     def _cost_s(self, pool: ModelPool, request: ScheduledRequest) -> float:
         load = next(iter(pool.loads.values()), None)
