@@ -212,6 +212,30 @@ def test_no_one_rises_above_their_limit_twice_at_once() -> None:
     assert old.band is Band.INTERACTIVE
 
 
+@pytest.mark.parametrize("failed_at", [0.0, 2.0])
+@pytest.mark.parametrize("band", [Band.INTERACTIVE, Band.STANDARD])
+def test_a_second_attempt_waits_for_its_own_age(band: Band, failed_at: float) -> None:
+    """What was noted of its first wait says nothing of its second: no band is skipped or left."""
+    limit = AGES[band]
+    assert limit is not None
+    manager = manager_of(1, 1)
+    send(manager, "r", 0.0, band=band)
+    [at] = [entry.name for entry in manager.ledger if entry.running]
+    send(manager, "other", 0.0, band=band)
+    send(manager, "waits", 0.0, band=band)
+    assert next_out(manager, "r", failed_at) == "waits"
+    send(manager, "urgent", failed_at, band=Band.CRITICAL)
+    failed = Failed("waits", at, FailureCause.CONNECT, retryable=True)
+    assert dispatched(manager.handle(failed, failed_at)) == ["urgent"]
+    [request] = manager.policy.pending()
+    manager.handle(Timer(), failed_at + limit - 0.5)
+    assert request.band is band
+    manager.handle(Timer(), failed_at + limit)
+    assert request.band is Band(band - 1)
+    manager.handle(Timer(), 10 * limit)
+    assert request.band is Band(band - 1)
+
+
 # -- admission --------------------------------------------------------------------------------
 
 
