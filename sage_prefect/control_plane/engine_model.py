@@ -140,9 +140,10 @@ class EngineModel:
         gain = 1.0 / (FORGETTING + x[0] * px[0] + x[1] * px[1] + x[2] * px[2])
         error = seconds - (self.c0 + self.b * n + self.g * context)
         step = [gain * error * px[i] * self._scale[i] for i in range(3)]
+        # Both halves from one: forgetting would blow up the rounding errors between them.
         for i in range(3):
-            for j in range(3):
-                cov[i][j] = (cov[i][j] - gain * px[i] * px[j]) / FORGETTING
+            for j in range(i, 3):
+                cov[i][j] = cov[j][i] = (cov[i][j] - gain * px[i] * px[j]) / FORGETTING
         for i in range(3):
             # Sequences and context rise and fall together: without bound, forgetting would let the
             # fit drift along what the load never varies.
@@ -150,8 +151,8 @@ class EngineModel:
             if cov[i][i] > most:
                 shrink = (most / cov[i][i]) ** 0.5
                 for j in range(3):
-                    cov[i][j] *= shrink
-                    cov[j][i] *= shrink
+                    cov[i][j] = cov[j][i] = cov[i][j] * shrink
+                cov[i][i] = most
         prior = self._prior
         self.c0 = self._moved(self.c0 + step[0], prior.c0)
         self.b = self._moved(self.b + step[1], prior.b)

@@ -195,6 +195,22 @@ def test_it_does_not_drift_along_what_the_load_never_varies() -> None:
         assert model.iteration_s(n, context) == pytest.approx(engine.true_s(n, context), rel=0.2)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_hours_at_one_load_do_not_spoil_it(known: bool) -> None:
+    """Forgetting amplifies what is never measured: rounding errors must not be among that."""
+    engine, model = Engine(PRIOR, noise=0.05), EngineModel(PRIOR if known else None)
+    for _ in range(16_000):
+        model.saw_step(engine.true_s(32, 32e3) * engine._error(), 32, 32e3)
+    cov = model._cov
+    assert [list(row) for row in zip(*cov, strict=True)] == cov
+    assert all(cov[i][i] * cov[j][j] >= cov[i][j] ** 2 for i in range(3) for j in range(3))
+    assert model.iteration_s(32, 32e3) == pytest.approx(engine.true_s(32, 32e3), rel=0.05)
+    for _ in range(400):
+        model.saw_step(*engine.step())
+    for n, context in LOADS:
+        assert model.iteration_s(n, context) == pytest.approx(engine.true_s(n, context), rel=0.2)
+
+
 def test_what_the_form_cannot_express_goes_into_the_residual() -> None:
     """Prompts behind others take three times what the model says: only ``kt`` may learn that."""
     model = EngineModel(PRIOR)
