@@ -137,7 +137,7 @@ class BandQueue:
             flow.account = self.accounts.of(tenant)
         account = flow.account
         if not account.queued:
-            account.virtual = max(account.virtual, self.accounts.present - LAG_S)
+            self._lift(account)
             self.accounts.backlogged[tenant] = account
         account.queued += 1
         account.cost_s += request.cost_s
@@ -203,12 +203,13 @@ class BandQueue:
             flow.parked, flow.item = True, None
 
     def unpark(self, tenant: str) -> None:
-        """The tenant's requests may go again."""
+        """The tenant's requests may go again; nor did it bank credit meanwhile."""
         flow = self._flows.get(tenant)
         if flow is None or not flow.parked:
             return
         flow.parked = False
         if flow.size:
+            self._lift(flow.account)
             self._list(flow)
         else:
             del self._flows[tenant]
@@ -223,6 +224,9 @@ class BandQueue:
             yield from {r.seq: r for *_, r in flow.heap if r.waits_in is self}.values()
 
     # -- inside ---------------------------------------------------------------------------
+
+    def _lift(self, account: Account) -> None:
+        account.virtual = max(account.virtual, self.accounts.present - LAG_S)
 
     def _advance(self, flow: _Flow) -> None:
         """List a flow whose place is earlier than its item says (a later one finds itself)."""

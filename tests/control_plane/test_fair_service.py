@@ -158,3 +158,22 @@ def test_a_tenant_of_little_weight_does_not_push_newcomers_back() -> None:
     lag = LAG_S / cost_s(bench.infos[next(iter(bench.infos))])
     assert bench.order.index("light") < 4
     assert bench.order.count("a") <= 4 + 10 + lag
+
+
+def test_a_tenant_banks_no_credit_while_it_may_not_run_more() -> None:
+    """For an hour its limit kept it at one of four slots; then the limit is lifted."""
+    bench = Bench({"a": 1.0, "b": 1.0}, slots=4)
+    capped = (TenantSpec("a", 1.0, max_running=1), TenantSpec("b", 1.0))
+    bench.manager.handle(TenantsChanged(capped), 0.0)
+    for _ in range(400):
+        bench.send("a", (500, 200))
+        bench.send("b", (500, 200))
+    for _ in range(200):
+        bench.finish()
+    assert bench.order.count("a") < 0.3 * len(bench.order)
+    bench.manager.handle(TenantsChanged((TenantSpec("a"), TenantSpec("b"))), 0.0)
+    before = len(bench.order)
+    for _ in range(100):
+        bench.finish()
+    lag = LAG_S / cost_s(bench.infos["a0"])
+    assert bench.order[before:].count("b") >= 50 - lag / 2 - 4

@@ -130,7 +130,10 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(model=MODELS, tenant=TENANTS)
     def unpark(self, model: str, tenant: str) -> None:
         self.queues[model].unpark(tenant)
-        self.parked[model].discard(tenant)
+        if tenant in self.parked[model]:
+            self.parked[model].discard(tenant)
+            if any(r.info.tenant == tenant for r in self.waiting[model]):
+                self.virtual[tenant] = max(self.virtual[tenant], self.present - LAG_S)
 
     @rule(model=MODELS)
     def look(self, model: str) -> None:
