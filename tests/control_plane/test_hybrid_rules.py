@@ -269,7 +269,11 @@ def test_beside_others_more_weight_means_less_wait() -> None:
 
 def test_without_a_promise_nothing_is_rejected_early() -> None:
     manager = manager_of(1)
-    actions = [action for number in range(500) for action in send(manager, f"r{number}")]
+    actions = [
+        action
+        for number in range(500)
+        for action in send(manager, f"r{number}", number * 0.01, output_estimate=2000)
+    ]
     assert not any(isinstance(action, Reject) for action in actions)
 
 
