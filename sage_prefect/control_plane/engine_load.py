@@ -7,7 +7,7 @@ import math
 from collections import Counter
 
 from sage_prefect.control_plane.engine_model import EngineModel
-from sage_prefect.control_plane.events import Band, EngineSpec, EngineState
+from sage_prefect.control_plane.events import Band, EngineProfile, EngineSpec, EngineState
 from sage_prefect.control_plane.ledger import EngineEntry
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 from sage_prefect.control_plane.window import Window, WindowRules
@@ -25,6 +25,7 @@ class EngineLoad:
     Args:
         entry: the engine's entry in the ledger.
         rules: of its windows.
+        fleet: the prior of its model where it has no profile.
     """
 
     __slots__ = (
@@ -53,10 +54,12 @@ class EngineLoad:
         "window",
     )
 
-    def __init__(self, entry: EngineEntry, rules: WindowRules) -> None:
+    def __init__(
+        self, entry: EngineEntry, rules: WindowRules, fleet: EngineProfile | None = None
+    ) -> None:
         spec = entry.spec
         self.entry = entry
-        self.model = EngineModel(spec.profile)
+        self.model = EngineModel(spec.profile, fleet)
         cold = entry.state in (EngineState.COLD, EngineState.WARMING)
         self.window = Window(spec.max_concurrency, rules, cold=cold)
         self.kv_tokens = float(spec.kv_tokens or DEFAULT_KV_TOKENS)
@@ -79,7 +82,8 @@ class EngineLoad:
         self.batch_preferred = False
         self.sampled_at = -math.inf
         """When the model last learned from a stream's pace here: its neighbours show the same."""
-        self.preemptions = 0.0
+        self.preemptions = math.nan
+        """The engine's counter when it last said so; NaN: not yet, and nothing is above that."""
         self._rate = 0.0
         self._rate_at = -math.inf
         self._dirty_at = -math.inf  # when a prompt was last on its way
@@ -93,6 +97,11 @@ class EngineLoad:
     def running(self) -> int:
         """Requests inside."""
         return self.latency + self.batch
+
+    @property
+    def is_well(self) -> bool:
+        """Whether its times say how fast it is, and its cache is what was sent to it."""
+        return self.entry.state not in (EngineState.SUSPECT, EngineState.DOWN)
 
     def prefill_rate(self, now: float) -> float:
         """Uncached prompt tokens per second sent here, exponentially forgotten."""
@@ -120,15 +129,19 @@ class EngineLoad:
 
     def respect(self, spec: EngineSpec) -> None:
         """The engine has (perhaps) another specification."""
-        self.window.ceiling = max(1, spec.max_concurrency)
-        self.window.size = min(self.window.size, self.window.ceiling)
+        self.window.limit(spec.max_concurrency)
         self.kv_tokens = float(spec.kv_tokens or DEFAULT_KV_TOKENS)
         self.budget = float(spec.max_batch_tokens or DEFAULT_BUDGET)
 
     # -- books ----------------------------------------------------------------------------
 
     def enter(
-        self, request: ScheduledRequest, uncached: float, kv: float, growth: float, now: float
+        self,
+        request: ScheduledRequest,
+        uncached: float,
+        kv: float,
+        now: float,
+        growth: float = 0.0,
     ) -> None:
         """A request is sent here.
 
@@ -232,7 +245,7 @@ class EngineLoad:
 
     def saw_preemptions(self, count: float) -> None:
         """The engine's counter of preempted requests."""
-        if count > self.preemptions > 0:
+        if count > self.preemptions:
             self.window.preempted()
             self.kv_limit = 0.88
         self.preemptions = count

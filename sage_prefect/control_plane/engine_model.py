@@ -10,6 +10,8 @@ express of the time to first token is left to a slow residual factor.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sage_prefect.control_plane.events import EngineProfile
 
 CLAMP = 4.0
@@ -25,8 +27,25 @@ UNKNOWN = EngineProfile(c0=0.02, a=1e-4, b=5e-4, g=2e-7, s0=0.005, alpha=5e-5, s
 _TRUSTED, _UNTRUSTED = (1.0, 0.04, 0.03), (10.0, 10.0, 10.0)
 
 
+def fleet_profile(models: Iterable[EngineModel]) -> EngineProfile | None:
+    """What engines like a new one have come to: each constant's median; None: nothing is known."""
+    known = [model for model in models if model.known]
+    if not known:
+        return None
+    c0, a, b, g = (
+        sorted(getattr(model, name) for model in known)[len(known) // 2]
+        for name in ("c0", "a", "b", "g")
+    )
+    return EngineProfile(c0=c0, a=a, b=b, g=g, source="fleet")
+
+
 class EngineModel:
-    """Predicts time to first token and time per output token of one engine, in seconds."""
+    """Predicts time to first token and time per output token of one engine, in seconds.
+
+    Args:
+        prior: the engine's profile; one without a step's time counts as none.
+        fleet: what its like have come to, where it has no profile.
+    """
 
     __slots__ = (
         "_cov",
@@ -42,7 +61,9 @@ class EngineModel:
         "samples",
     )
 
-    def __init__(self, prior: EngineProfile | None) -> None:
+    def __init__(self, prior: EngineProfile | None, fleet: EngineProfile | None = None) -> None:
+        if prior is None or prior.c0 + prior.b <= 0:
+            prior = fleet
         self.known = prior is not None and prior.c0 + prior.b > 0
         """Whether a prior was given, or enough was seen to trust the model."""
         base = prior if prior is not None and self.known else UNKNOWN
@@ -91,7 +112,8 @@ class EngineModel:
         """A stream's time per token while nothing but decoding went on, with this load."""
         if not 0 < seconds < 60:
             return
-        self._fit(seconds, n, context)
+        # One stall is one sample; what is really slower by more shows again in the next ones.
+        self._fit(min(seconds, CLAMP * self.iteration_s(n, context)), n, context)
         self.samples += 1
         if self.samples >= 16:
             self.known = True
@@ -108,7 +130,7 @@ class EngineModel:
             step = (self.c0 + self.b * n + self.g * context) * (1.5 + prompt / budget)
             seen = (seconds - step) / prompt
             low, high = self._bounds(self._prior.a)
-            self.a = min(high, max(low, self.a + 0.05 * (seen - self.a)))
+            self.a = min(high, max(low, self.a + 0.05 * (min(high, seen) - self.a)))
         ratio = min(CLAMP, max(1 / CLAMP, seconds / predicted))
         self.kt += _RESIDUAL_RATE * (ratio * self.kt - self.kt)
         self.kt = min(CLAMP, max(1 / CLAMP, self.kt))
@@ -123,9 +145,10 @@ class EngineModel:
         gain = 1.0 / (FORGETTING + x[0] * px[0] + x[1] * px[1] + x[2] * px[2])
         error = seconds - (self.c0 + self.b * n + self.g * context)
         step = [gain * error * px[i] * self._scale[i] for i in range(3)]
+        # Both halves from one: forgetting would blow up the rounding errors between them.
         for i in range(3):
-            for j in range(3):
-                cov[i][j] = (cov[i][j] - gain * px[i] * px[j]) / FORGETTING
+            for j in range(i, 3):
+                cov[i][j] = cov[j][i] = (cov[i][j] - gain * px[i] * px[j]) / FORGETTING
         for i in range(3):
             # Sequences and context rise and fall together: without bound, forgetting would let the
             # fit drift along what the load never varies.
@@ -133,8 +156,8 @@ class EngineModel:
             if cov[i][i] > most:
                 shrink = (most / cov[i][i]) ** 0.5
                 for j in range(3):
-                    cov[i][j] *= shrink
-                    cov[j][i] *= shrink
+                    cov[i][j] = cov[j][i] = cov[i][j] * shrink
+                cov[i][i] = most
         prior = self._prior
         self.c0 = self._moved(self.c0 + step[0], prior.c0)
         self.b = self._moved(self.b + step[1], prior.b)

@@ -55,7 +55,7 @@ class HybridParameters:
     bend: float = 1.3
     """... unless that would bring time per token over so many times the promise."""
     harm: float = 0.2
-    """What each request inside adds to the score of its engine, as a share of it."""
+    """What each latency request inside adds to the score of its engine, as a share of it."""
     over_share: float = 2.0
     """A tenant with so many times its share of the service lately leaves room to the others ..."""
     over_least: float = 0.25

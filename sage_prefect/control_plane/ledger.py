@@ -53,6 +53,8 @@ class Ledger:
         self._pools: dict[str, dict[str, EngineEntry]] = {}
         self._members: dict[str, tuple[EngineEntry, ...]] = {}
         self._turn = 0
+        self._last_version = 0
+        """Highest version of an engine that is gone: another of its name begins above it."""
 
     # -- reading --------------------------------------------------------------------------
 
@@ -91,7 +93,8 @@ class Ledger:
         """
         entry = self._engines.get(spec.name)
         if entry is None:
-            entry = self._engines[spec.name] = EngineEntry(spec)
+            entry = EngineEntry(spec, version=self._last_version)
+            self._engines[spec.name] = entry
         else:
             self._leave_pools(entry)
             entry.spec, entry.leaving = spec, False
@@ -173,3 +176,4 @@ class Ledger:
     def _forget_if_gone(self, entry: EngineEntry) -> None:
         if entry.leaving and not entry.running and self._engines.get(entry.name) is entry:
             del self._engines[entry.name]
+            self._last_version = max(self._last_version, entry.version)

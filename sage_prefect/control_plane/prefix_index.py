@@ -94,7 +94,8 @@ class PrefixIndex:
     def learn(self, engine: str, expected: float, reported: int) -> None:
         """Compare what the index promised with what the engine says that it had cached."""
         cache = self._caches.get(engine)
-        if cache is None or expected < PREFIX_BLOCK_TOKENS:
+        # The promise was scaled by the ratio: one block of a cache that hits seldom counts too.
+        if cache is None or expected < PREFIX_BLOCK_TOKENS * cache.hit_ratio:
             return
         seen = min(1.0, reported / expected * cache.hit_ratio)
         cache.hit_ratio = max(0.05, cache.hit_ratio + _HIT_RATE * (seen - cache.hit_ratio))

@@ -31,10 +31,14 @@ _Item = tuple[float, int, str]
 class Account:
     """A tenant's virtual time in one band, over all models."""
 
-    __slots__ = ("_rate", "_rate_at", "below_at", "cost_s", "queued", "tenant", "virtual")
+    __slots__ = (
+        "_rate", "_rate_at", "below_at", "cost_s", "queued", "queues", "tenant", "virtual",
+    )  # fmt: skip
 
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
+        self.queues: dict[BandQueue, None] = {}
+        """Those where it has something queued, one per model."""
         self.virtual = 0.0
         self.queued = 0
         self.cost_s = 0.0
@@ -55,6 +59,14 @@ class Account:
             return 0.0
         return self._rate * math.exp((self._rate_at - now) / tau)
 
+    def charge(self, virtual_s: float) -> None:
+        """It got so many engine-seconds over its weight; negative: fewer than it was charged."""
+        self.virtual += virtual_s
+        if virtual_s < 0.0:
+            # Later places are found when an item surfaces; an earlier one has to be taken at once.
+            for queue in self.queues:
+                queue.advance(self.tenant)
+
 
 class Accounts:
     """All tenants' accounts of one band."""
@@ -63,7 +75,7 @@ class Accounts:
         self.by_tenant: dict[str, Account] = {}
         self._forget_at = KEPT_ACCOUNTS
         self.present = 0.0
-        """Virtual time of the tenant that was served last."""
+        """Virtual time at which the tenant that was served last began its request."""
         self.backlogged: dict[str, Account] = {}
         """Tenants with something queued."""
 
@@ -77,12 +89,17 @@ class Accounts:
             account.virtual = self.present
         return account
 
-    def ahead_s(self, own_s: float) -> float:
-        """Engine-seconds of this band that go before, or with, a tenant's own ``own_s``: each
-        backlogged tenant gets as much meanwhile, if it has as much."""
+    def ahead_s(self, account: Account, weight: float) -> float:
+        """Engine-seconds of this band that go before, or with, what a tenant has queued: all of its
+        own, and what each other backlogged tenant gets meanwhile, if it has as much."""
+        meanwhile = account.cost_s / weight
         if len(self.backlogged) > _COUNTED_TENANTS:
-            return own_s * len(self.backlogged)
-        return sum(min(own_s, account.cost_s) for account in self.backlogged.values())
+            return account.cost_s + meanwhile * (len(self.backlogged) - 1)
+        return account.cost_s + sum(
+            min(meanwhile, other.cost_s)
+            for other in self.backlogged.values()
+            if other is not account
+        )
 
     def _forget_idle(self) -> None:
         """Bound the memory that tenants who come once leave behind."""
@@ -136,7 +153,7 @@ class BandQueue:
             flow.account = self.accounts.of(tenant)
         account = flow.account
         if not account.queued:
-            account.virtual = max(account.virtual, self.accounts.present - LAG_S)
+            self._lift(account)
             self.accounts.backlogged[tenant] = account
         account.queued += 1
         account.cost_s += request.cost_s
@@ -145,11 +162,9 @@ class BandQueue:
         heapq.heappush(flow.heap, (key, request.seq, next(_PUSHES), request))
         flow.size += 1
         self.size += 1
+        account.queues[self] = None
         request.waits_in = self
-        item = flow.item
-        if flow.parked or (item is not None and (self._fair or (key, request.seq) >= item[:2])):
-            return
-        self._list(flow)
+        self._advance(flow)
 
     def remove(self, request: ScheduledRequest) -> None:
         """Take a request out (dispatched, cancelled, promoted); others are a no-op."""
@@ -169,6 +184,7 @@ class BandQueue:
         # tenant would never leave, and each decision would move them all.
         if not flow.size:
             flow.heap.clear()
+            account.queues.pop(self, None)
         elif len(flow.heap) > 64 and len(flow.heap) > 2 * flow.size:
             flow.heap = [item for item in flow.heap if item[3].waits_in is self]
             heapq.heapify(flow.heap)
@@ -214,15 +230,20 @@ class BandQueue:
             flow.parked, flow.item = True, None
 
     def unpark(self, tenant: str) -> None:
-        """The tenant's requests may go again."""
+        """The tenant's requests may go again; nor did it bank credit meanwhile."""
         flow = self._flows.get(tenant)
         if flow is None or not flow.parked:
             return
         flow.parked = False
         if flow.size:
+            self._lift(flow.account)
             self._list(flow)
         else:
             del self._flows[tenant]
+
+    def advance(self, tenant: str) -> None:
+        """The virtual time of a tenant that waits here has gone back."""
+        self._advance(self._flows[tenant])
 
     def requests(self) -> Iterator[ScheduledRequest]:
         """All queued requests, in no order."""
@@ -230,6 +251,14 @@ class BandQueue:
             yield from {r.seq: r for *_, r in flow.heap if r.waits_in is self}.values()
 
     # -- inside ---------------------------------------------------------------------------
+
+    def _lift(self, account: Account) -> None:
+        account.virtual = max(account.virtual, self.accounts.present - LAG_S)
+
+    def _advance(self, flow: _Flow) -> None:
+        """List a flow whose place is earlier than its item says (a later one finds itself)."""
+        if not flow.parked and (flow.item is None or self._item(flow, flow.heap[0]) < flow.item):
+            self._list(flow)
 
     def _list(self, flow: _Flow) -> None:
         flow.item = self._item(flow, self._first(flow))

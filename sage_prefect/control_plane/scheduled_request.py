@@ -31,6 +31,8 @@ class ScheduledRequest:
     dispatched_at: float = 0.0
     band: Band = Band.STANDARD
     """In force: its own, or a more urgent one after a long wait."""
+    ages_at: float = float("inf")
+    """When its present wait moves it up by one band."""
     due: float = float("inf")
     """By when it should begin, for the order among a tenant's requests."""
     ttft_slo_s: float = float("inf")

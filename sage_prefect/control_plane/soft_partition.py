@@ -2,7 +2,8 @@
 
 Packing batch work on few engines and spreading latency work over the rest carries half more batch
 work at equal goodput; one engine too many breaks the promises. So demand is measured by its peak
-(the highest recent 10-second mean), changes come one by one, and a breach takes one back at once.
+(the highest recent 10-second mean), changes come one by one, and an engine that demand needs again
+is taken back at once.
 """
 
 from __future__ import annotations

@@ -70,7 +70,12 @@ class Window:
 
     def preempted(self) -> None:
         """The engine had to give up running requests: it holds too much."""
-        self.size = max(FLOOR, int(self.size * 0.9))
+        self._shrink(int(self.size * 0.9))
+
+    def limit(self, ceiling: int) -> None:
+        """The engine's own limit on concurrent requests is (perhaps) another one."""
+        self.ceiling = max(1, ceiling)
+        self._shrink(self.size)
 
     def turn(self, now: float, batch: int = 0, running: int = 0) -> None:
         """Adapt, at most every ``PERIOD_S`` and after enough samples or twice that time.
@@ -88,7 +93,7 @@ class Window:
         tpot, ttft = _p95(self._tpot), _p95(self._ttft)
         if tpot > rules.high_tpot and not batch:
             if running <= self.size:
-                self.size = max(FLOOR, int(self.size * max(0.8, rules.high_tpot / tpot)))
+                self._shrink(int(self.size * max(0.8, rules.high_tpot / tpot)))
             self.slow_start = False
         elif self.full or not samples:
             # Where nothing is promised, nothing holds it back.
@@ -107,6 +112,10 @@ class Window:
         self._tpot.clear()
         self._ttft.clear()
         self.next_at = now + PERIOD_S
+
+    def _shrink(self, size: int) -> None:
+        self.size = min(self.ceiling, max(FLOOR, size))
+        self.batch = min(self.batch, self.size)
 
 
 def _p95(values: list[float]) -> float:

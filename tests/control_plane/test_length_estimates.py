@@ -87,3 +87,22 @@ def test_absurd_counts_do_no_harm(counts: list[tuple[int, int]]) -> None:
         ratios.learn("m", one, other)
     assert 1 <= lengths.estimate("t", "m") <= 1 << 32
     assert 0.25 <= ratios["m"] <= 64.0
+
+
+def test_answers_of_one_token_stay_estimated_at_one() -> None:
+    lengths = OutputLengths()
+    lengths.learn("t", "m", 2)
+    for _ in range(300):
+        lengths.learn("t", "m", 1)
+    assert lengths.estimate("t", "m") == 1
+    lengths.learn("t", "m", 1000)
+    assert lengths.estimate("t", "m") >= 1
+
+
+def test_the_ratio_follows_another_kind_of_text() -> None:
+    ratios = BytesPerToken()
+    for _ in range(1000):
+        ratios.learn("m", 4000, 1000)
+    for _ in range(200):
+        ratios.learn("m", 2000, 1000)
+    assert 2.0 <= ratios["m"] < 2.1

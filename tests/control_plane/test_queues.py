@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sage_prefect.control_plane.events import RequestInfo
-from sage_prefect.control_plane.queues import LAG_S, Accounts, BandQueue
+from sage_prefect.control_plane.queues import KEPT_ACCOUNTS, LAG_S, Accounts, BandQueue
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 
 
@@ -115,3 +115,74 @@ def test_the_order_is_that_of_a_plain_search(steps: list[tuple]) -> None:  # typ
         assert sorted(r.seq for r in band.requests()) == sorted(r.seq for r in waiting)
         tenants = [item[2] for item in band._heap]
         assert len(tenants) == len(set(tenants)) == len(band._flows)
+
+
+def test_a_refund_moves_a_tenant_forward_at_once() -> None:
+    """It was charged for a long answer that turned out short: its turn comes by what it got."""
+    band = queue()
+    for seq in range(2):
+        band.push(request(seq, "a"))
+        band.push(request(10 + seq, "b"))
+    assert take(band).info.tenant == "a"
+    band.accounts.of("a").charge(100.0)
+    assert take(band).info.tenant == "b"
+    band.accounts.of("b").charge(1.0)
+    band.accounts.of("a").charge(-99.5)
+    assert take(band).info.tenant == "a"
+
+
+def test_a_refund_counts_also_while_nothing_waits() -> None:
+    band = queue()
+    band.push(request(0, "a"))
+    band.push(request(1, "b"))
+    band.push(request(2, "c"))
+    take(band)
+    band.accounts.of("a").charge(100.0)
+    band.push(request(3, "a"))
+    assert take(band).info.tenant == "b"
+    band.accounts.of("b").charge(1.0)
+    band.remove(next(r for r in band.requests() if r.seq == 3))
+    band.accounts.of("a").charge(-99.5)
+    band.push(request(4, "a"))
+    band.accounts.of("c").charge(2.0)
+    assert take(band).info.tenant == "a"
+
+
+def test_what_goes_before_a_tenants_work_is_what_the_others_get_meanwhile() -> None:
+    band = queue()
+    for seq, (tenant, cost_s) in enumerate([("a", 4.0), ("b", 1.0), ("c", 9.0)]):
+        one = request(seq, tenant)
+        one.cost_s = cost_s
+        band.push(one)
+    accounts = band.accounts
+    assert accounts.ahead_s(accounts.of("a"), 1.0) == 4.0 + 1.0 + 4.0
+    assert accounts.ahead_s(accounts.of("a"), 4.0) == 4.0 + 1.0 + 1.0
+    assert accounts.ahead_s(accounts.of("a"), 0.1) == 4.0 + 1.0 + 9.0
+    assert accounts.ahead_s(accounts.of("idle"), 1.0) == 0.0
+
+
+def test_among_many_tenants_each_other_is_taken_to_get_as_much() -> None:
+    band = queue()
+    for seq in range(50):
+        one = request(seq, f"t{seq}")
+        one.cost_s = 2.0
+        band.push(one)
+    accounts = band.accounts
+    assert accounts.ahead_s(accounts.of("t7"), 1.0) == 50 * 2.0
+    assert accounts.ahead_s(accounts.of("t7"), 2.0) == 2.0 + 49 * 1.0
+
+
+def test_tenants_that_came_once_are_forgotten_and_those_that_wait_are_not() -> None:
+    band = queue()
+    waits = request(0, "waits")
+    waits.cost_s = 1.0
+    band.push(waits)
+    band.accounts.of("waits").charge(5.0)
+    for seq in range(1, 3 * KEPT_ACCOUNTS):
+        band.push(request(seq, f"t{seq}"))
+        band.remove(next(r for r in band._flows[f"t{seq}"].heap)[3])
+        if seq % 5000 == 0:
+            band.head()
+    assert len(band.accounts.by_tenant) <= KEPT_ACCOUNTS + 1
+    assert band.accounts.of("waits").virtual == 5.0
+    assert band.accounts.of("waits").queued == 1

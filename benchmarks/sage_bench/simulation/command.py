@@ -28,6 +28,12 @@ def simulate_scenario(
     processes: Annotated[
         int, typer.Option(min=1, help="Simulations at once, each in a process of its own.")
     ] = 1,
+    requests: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Requests of each simulation, evenly spaced, that are kept as Parquet."
+        ),
+    ] = 10_000,
     duration: Annotated[
         float | None, typer.Option(min=1.0, help="Simulated seconds; default: the scenario's own.")
     ] = None,
@@ -49,6 +55,7 @@ def simulate_scenario(
             spec,
             seeds=range(seeds) if seeds else None,
             processes=processes,
+            requests=requests,
             out=out,
             base=file.parent,
             command=[Path(sys.argv[0]).name, *sys.argv[1:]],

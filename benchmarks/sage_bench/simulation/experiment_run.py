@@ -19,6 +19,7 @@ import numpy as np
 from sage_bench.simulation.assembly import Variant, assemble, variants
 from sage_bench.simulation.controller import check_controller
 from sage_bench.simulation.metrics import Figures, measure
+from sage_bench.simulation.request_table import RequestFiles
 from sage_bench.simulation.scenario import PolicySpec, ScenarioSpec
 from sage_prefect.common.errors import BenchmarkError, near_name
 
@@ -66,9 +67,21 @@ class PolicyResult:
         return float(np.mean(self.values(metric)))
 
 
-def run_one(spec: ScenarioSpec, variant: Variant, seed: int, base: Path | None = None) -> Run:
+def run_one(
+    spec: ScenarioSpec,
+    variant: Variant,
+    seed: int,
+    base: Path | None = None,
+    requests: RequestFiles | None = None,
+    number: int = 0,
+) -> Run:
     """One simulation. Garbage collection is off while it runs: nothing in it makes cycles that
-    matter, and the collector would walk millions of live objects."""
+    matter, and the collector would walk millions of live objects.
+
+    Args:
+        requests: where its requests go; None: nowhere.
+        number: names their file.
+    """
     simulation = assemble(spec, variant, seed, base=base)
     collecting = gc.isenabled()
     gc.disable()
@@ -80,6 +93,8 @@ def run_one(spec: ScenarioSpec, variant: Variant, seed: int, base: Path | None =
             gc.enable()
     cpu_s = time.process_time() - started
     figures = measure(simulation, spec.warmup_s, spec.duration_s)
+    if requests is not None:
+        requests.write(records, variant.of, variant.label, seed, number)
     rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return Run(variant.of, variant.label, seed, figures, cpu_s, rss_mb, len(records))
 
@@ -90,12 +105,14 @@ def run_scenario(
     seeds: Sequence[int] | None = None,
     base: Path | None = None,
     processes: int = 1,
+    requests: RequestFiles | None = None,
     report: Report | None = None,
 ) -> list[Run]:
     """Every variant of every policy with every seed, in that order.
 
     Args:
         processes: how many simulations run at once, each in a process of its own.
+        requests: where single requests go; None: nowhere.
 
     Raises:
         UnknownNameError: a policy's name is not known.
@@ -103,11 +120,15 @@ def run_scenario(
     """
     for policy in spec.policies:
         check_controller(policy.use)
-    jobs = [
-        (spec, variant, seed, base)
+    planned = [
+        (variant, seed)
         for policy in spec.policies
         for variant in variants(policy)
         for seed in (spec.seeds if seeds is None else seeds)
+    ]
+    jobs = [
+        (spec, variant, seed, base, requests, number)
+        for number, (variant, seed) in enumerate(planned)
     ]
     done: list[Run] = []
     for run in _runs(jobs, processes):
@@ -117,9 +138,10 @@ def run_scenario(
     return done
 
 
-def _runs(
-    jobs: list[tuple[ScenarioSpec, Variant, int, Path | None]], processes: int
-) -> Iterator[Run]:
+_Job = tuple[ScenarioSpec, Variant, int, Path | None, RequestFiles | None, int]
+
+
+def _runs(jobs: list[_Job], processes: int) -> Iterator[Run]:
     if processes <= 1:
         for job in jobs:
             yield run_one(*job)

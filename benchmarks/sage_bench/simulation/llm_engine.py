@@ -179,12 +179,12 @@ class LlmEngine:
 
     def crash(self) -> list[Sequence]:
         """Lose everything inside at once; returns what was lost."""
-        lost = [s for s in self.sequences() if not s.aborted]
-        for sequence in lost:
+        inside = self.sequences()
+        for sequence in inside:
             sequence.phase = Phase.ENDED
         self._held_until = 0.0
         self._reset()
-        return lost
+        return [sequence for sequence in inside if not sequence.aborted]
 
     # -- steps ----------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from sage_bench.simulation.experiment_run import (
     best_variants,
     run_scenario,
 )
+from sage_bench.simulation.request_table import RequestFiles
 from sage_bench.simulation.scenario import ScenarioSpec
 from sage_bench.software import (
     describe_checkout,
@@ -42,6 +43,7 @@ from sage_prefect.common.paths import atomic_write
 
 RUNS = "runs"
 PARQUET = "runs.parquet"
+REQUESTS = "requests"
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def simulate(
     *,
     seeds: Sequence[int] | None = None,
     processes: int = 1,
+    requests: int = 0,
     out: Path | None = None,
     base: Path | None = None,
     command: Sequence[str] = (),
@@ -66,6 +69,9 @@ def simulate(
 ) -> SimulationResult:
     """Run a scenario and write its result folder: ``runs.jsonl`` and ``runs.parquet`` (a row per
     run, a column per metric), ``summary.json``, ``summary.md``, the manifest.
+
+    Args:
+        requests: up to so many requests of each simulation go to the folder ``requests``.
 
     Raises:
         SageError: the scenario cannot be built, or the folder cannot be written.
@@ -77,7 +83,14 @@ def simulate(
     started_at, started = datetime.now(timezone.utc), time.perf_counter()
     load_average, ticks = os.getloadavg()[0], CpuTicks.now()
     with CpuMeter([os.getpid()], poll_s=None) as own:
-        runs = run_scenario(spec, seeds=used, base=base, processes=processes, report=report)
+        runs = run_scenario(
+            spec,
+            seeds=used,
+            base=base,
+            processes=processes,
+            requests=RequestFiles(folder.path / REQUESTS, requests) if requests else None,
+            report=report,
+        )
     load = load_between(ticks, CpuTicks.now(), own.cpu_s)
     for run in runs:
         folder.append(RUNS, _row(run))
@@ -152,7 +165,11 @@ def simulate(
                 for name, value in w.slo.model_dump().items()
                 if value is not None
             },
-            "raw_files": [f"{RUNS}.jsonl", PARQUET],
+            "raw_files": [
+                f"{RUNS}.jsonl",
+                PARQUET,
+                *(str(f.relative_to(folder.path)) for f in sorted(folder.path.glob("requests/*"))),
+            ],
         }
     )
     return SimulationResult(folder, tuple(runs), tuple(policies), tuple(figures))

@@ -2,7 +2,7 @@
 
 Candidates are all engines of a small pool; of a large one the holders of the longest known
 prefixes, the least loaded and two at random. The score of a latency request is its predicted time
-to first token, more with each request inside, which its prompt delays; without a trusted model it
+to first token, more with each latency request inside, which its prompt delays; without a trusted model it
 is LMetric's product of pending prefill and requests (arXiv 2603.15202). Batch work is packed: into
 batch-preferred engines first, the fullest that takes it.
 """
@@ -155,7 +155,7 @@ class EngineChoice:
 
     def _is_urgent(self, request: ScheduledRequest, now: float) -> bool:
         slack = request.due - now
-        return slack < self.parameters.last_resort * request.ttft_slo_s
+        return slack < self.parameters.last_resort * (request.due - request.arrived)
 
     def _takes_batch(self, load: EngineLoad, uncached: float, kv: float, now: float) -> bool:
         parameters = self.parameters
@@ -199,7 +199,7 @@ class EngineChoice:
         tokens = load.pending + uncached
         step = model.c0 + model.b * (load.latency + load.batch) + model.g * load.context
         ttft = model.kt * (model.a * tokens + step * (1.0 + tokens / load.budget))
-        return ttft * (1.0 + self.parameters.harm * (load.latency + load.batch))
+        return ttft * (1.0 + self.parameters.harm * load.latency)
 
     @staticmethod
     def _batch_score(load: EngineLoad) -> float:

@@ -13,18 +13,20 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from random import Random
 from typing import Any, ClassVar
 
 from sage_prefect.control_plane.admission import Drain, retry_after_s
 from sage_prefect.control_plane.engine_load import EngineLoad
+from sage_prefect.control_plane.engine_model import fleet_profile
 from sage_prefect.control_plane.engine_seconds import DEFAULT_OUTPUT, predicted_s, served_s, token_s
 from sage_prefect.control_plane.events import (
     Band,
     BandSpec,
     Done,
     EngineGauges,
-    EngineState,
+    EngineProfile,
     TenantSpec,
 )
 from sage_prefect.control_plane.hybrid_parameters import DEFAULT_BANDS, ORDER_S, HybridParameters
@@ -94,9 +96,13 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         self._size += 1
         limit = self._bands[band].age_limit_s
         if self._parameters.bands and limit is not None and band > Band.CRITICAL:
-            heapq.heappush(self._ages, (request.queued_at + limit, request.seq, request))
+            self._age(request, request.queued_at + limit)
             if len(self._ages) > 1024 and len(self._ages) > 4 * self._size:
-                self._ages = [item for item in self._ages if item[2].waits_in is not None]
+                self._ages = [
+                    item
+                    for item in self._ages
+                    if item[2].waits_in is not None and item[2].ages_at == item[0]
+                ]
                 heapq.heapify(self._ages)
         if band is not Band.BATCH:
             pool.partition.arrived(now, request.info.prompt_tokens)
@@ -127,7 +133,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         ahead, floor = math.inf, 0.25 * max(1, len(pool.loads))
         if self._parameters.fair:
             tenant = self._tenants.get(request.info.tenant)
-            ahead = accounts.ahead_s(account.cost_s / (tenant.weight if tenant else 1.0))
+            ahead = accounts.ahead_s(account, tenant.weight if tenant else 1.0)
         wait = pool.drain.wait_s(request.band, ahead, now, floor)
         if over:
             # It waits for room that others leave, not for its turn.
@@ -173,14 +179,15 @@ class HybridSchedulingPolicy(SchedulingPolicy):
     def engine_changed(self, entry: EngineEntry) -> None:
         load = self._loads.get(entry.name)
         if load is None or load.entry is not entry:
-            load = self._loads[entry.name] = EngineLoad(entry, self._parameters.window)
+            load = self._loads[entry.name] = EngineLoad(
+                entry, self._parameters.window, self._fleet(entry)
+            )
             if len(self._loads) == self._parameters.scan + 1:
                 # From now on not all are looked at, and this index is kept.
                 self._least = PlacementIndex(self.ledger, _in_flight)
             self._index.set_capacity(entry.name, entry.spec.kv_tokens)
         load.respect(entry.spec)
-        gone = entry.leaving or entry.state in (EngineState.DOWN, EngineState.SUSPECT)
-        if gone:
+        if entry.leaving or not load.is_well:
             load.batch_preferred = False
             self._index.forget(entry.name)
             self._index.set_capacity(entry.name, entry.spec.kv_tokens)
@@ -222,9 +229,10 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             return False
         inside = now - request.dispatched_at
         n, context = request.load_at_dispatch
-        load.model.saw_ttft(
-            inside, request.prefill_ahead, request.uncached, n, context, load.budget
-        )
+        if load.is_well:
+            load.model.saw_ttft(
+                inside, request.prefill_ahead, request.uncached, n, context, load.budget
+            )
         load.first_token(request, now)
         request.progress_at = now
         if request.band is not Band.BATCH and request.ttft_slo_s < math.inf:
@@ -282,9 +290,11 @@ class HybridSchedulingPolicy(SchedulingPolicy):
     def tick(self, now: float) -> None:
         self._now = now
         while self._ages and self._ages[0][0] <= now:
-            _, _, request = heapq.heappop(self._ages)
-            if isinstance(request.waits_in, BandQueue):
-                self._age(request, request.waits_in, now)
+            at, _, request = heapq.heappop(self._ages)
+            # Of a request that was tried meanwhile an earlier wait is noted too.
+            if isinstance(request.waits_in, BandQueue) and request.ages_at == at:
+                request.ages_at = math.inf
+                self._promote(request, request.waits_in, now)
         for pool in self._pools.values():
             if pool.queue.size:
                 pool.touched = True
@@ -350,12 +360,10 @@ class HybridSchedulingPolicy(SchedulingPolicy):
                 continue
             over = shared and self._shares.is_over(tenant)
             chosen = pool.choice.choose(head, self._candidates(pool, head, now), now, over=over)
-            if chosen is None and over and (newest := pool.newest) is not None:
+            if chosen is None and over and (short := pool.newest_of(tenant, queue)) is not None:
                 # A long prompt that has to wait for room does not keep a short one from it.
-                if newest is not head and newest.waits_in is queue and newest.info.tenant == tenant:
-                    head = newest
-                    loads = self._candidates(pool, head, now)
-                    chosen = pool.choice.choose(head, loads, now, over=True)
+                loads = self._candidates(pool, short, now)
+                head, chosen = short, pool.choice.choose(short, loads, now, over=True)
             if chosen is None and over:
                 # What it has to leave free is there for the others.
                 queue.park(tenant)
@@ -417,25 +425,30 @@ class HybridSchedulingPolicy(SchedulingPolicy):
                     chosen[name] = loads[name]
         return chosen
 
-    def _age(self, request: ScheduledRequest, queue: BandQueue, now: float) -> None:
-        """Up by one band, if its tenant was not served for the age limit; it keeps its tenant and
-        is charged there."""
+    def _promote(self, request: ScheduledRequest, queue: BandQueue, now: float) -> None:
+        """Up by one band, if its tenant was not served for the age limit; it keeps its tenant, is
+        charged there, and is as urgent as a new one."""
         limit = self._bands[request.band].age_limit_s
         due = math.inf if limit is None else queue.waits_since(request) + limit
         if due > now:
             if due < math.inf:
-                heapq.heappush(self._ages, (due, request.seq, request))
+                self._age(request, due)
             return
         pool = self._pool(request.info.model)
         queue.served(request.info.tenant, now)
         self.remove(request)
         request.band = Band(request.band - 1)
+        request.due = min(request.due, now + ORDER_S[request.band])
         pool.queue.bands[request.band].push(request)
         pool.drain.queued[request.band] += request.cost_s
         self._size += 1
         limit = self._bands[request.band].age_limit_s
         if limit is not None and request.band > Band.INTERACTIVE:
-            heapq.heappush(self._ages, (now + limit, request.seq, request))
+            self._age(request, now + limit)
+
+    def _age(self, request: ScheduledRequest, at: float) -> None:
+        request.ages_at = at
+        heapq.heappush(self._ages, (at, request.seq, request))
 
     # -- inside: books --------------------------------------------------------------------
 
@@ -466,6 +479,17 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             due = min(due, info.deadline)
         request.due = due
 
+    def _fleet(self, entry: EngineEntry) -> EngineProfile | None:
+        """What engines of the same device have learned that serve one of its models."""
+        like = (
+            load.model
+            for model in entry.spec.models
+            if model in self._pools
+            for load in islice(self._pools[model].loads.values(), self._parameters.scan)
+            if load.entry.spec.device == entry.spec.device
+        )
+        return fleet_profile(like)
+
     def _cost_s(self, pool: ModelPool, request: ScheduledRequest) -> float:
         load = next(iter(pool.loads.values()), None)
         return _UNKNOWN_COST_S if load is None else predicted_s(load.model, request)
@@ -477,7 +501,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         # A stream tells how it grows; another answer is counted at half its length.
         output = request.info.output_estimate or DEFAULT_OUTPUT
         shown = 0.0 if request.info.stream else output / 2
-        load.enter(request, uncached, prompt + shown, output - shown, now)
+        load.enter(request, uncached, prompt + shown, now, output - shown)
         request.cached = prompt - uncached
         request.chunks = 0
         if request.info.prefix and self._parameters.prefix:
@@ -489,11 +513,10 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             self._shares.enter(
                 request.info.tenant, tenant.weight if tenant else 1.0, request.cost_s
             )
-        account = self._accounts[request.band].of(self._flow(request))
+        # Before its charge, which over a small weight may lie far ahead of all others.
+        accounts = self._accounts[request.band]
+        accounts.present = max(accounts.present, accounts.of(self._flow(request)).virtual)
         self._charge(request, request.cost_s)
-        self._accounts[request.band].present = max(
-            self._accounts[request.band].present, account.virtual
-        )
 
     def _flow(self, request: ScheduledRequest) -> str:
         return request.info.tenant if self._parameters.fair else ""
@@ -501,8 +524,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
     def _charge(self, request: ScheduledRequest, seconds: float) -> None:
         tenant = self._tenants.get(request.info.tenant)
         weight = tenant.weight if tenant is not None else 1.0
-        account = self._accounts[request.band].of(self._flow(request))
-        account.virtual += seconds / weight
+        self._accounts[request.band].of(self._flow(request)).charge(seconds / weight)
 
     def _index_learn(self, request: ScheduledRequest, entry: EngineEntry, done: Done) -> None:
         if done.cached_tokens is not None:
@@ -515,7 +537,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         request.progress_at = now
         if took <= 0:
             return
-        if load.is_clean(now - took):
+        if load.is_well and load.is_clean(now - took):
             load.model.saw_step(took / chunks, load.running, load.context)
             load.sampled_at = now
         if request.chunks >= _JUDGED_TOKENS:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from sage_prefect.control_plane.admission import Drain
 from sage_prefect.control_plane.engine_load import EngineLoad
 from sage_prefect.control_plane.events import Band, BandSpec, EngineState
-from sage_prefect.control_plane.queues import ModelQueue
+from sage_prefect.control_plane.queues import BandQueue, ModelQueue
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 from sage_prefect.control_plane.soft_partition import SoftPartition
 from sage_prefect.control_plane.strategies.engine_choice import EngineChoice
@@ -22,7 +22,8 @@ class ModelPool:
     """What the policy keeps of one model."""
 
     __slots__ = (
-        "_credit", "adapt_at", "choice", "drain", "loads", "newest", "partition", "queue", "touched",
+        "_credit", "adapt_at", "choice", "drain", "loads", "newest", "partition", "queue",
+        "touched",
     )  # fmt: skip
 
     def __init__(self, queue: ModelQueue, choice: EngineChoice, drain: Drain) -> None:
@@ -38,6 +39,13 @@ class ModelPool:
         """When windows and partition are looked at again: that walks over all engines."""
         self.touched = True
         """Something may be able to go since the last look."""
+
+    def newest_of(self, tenant: str, queue: BandQueue) -> ScheduledRequest | None:
+        """The request that joined last, if it is the tenant's and waits in ``queue``."""
+        newest = self.newest
+        if newest is None or newest.waits_in is not queue or newest.info.tenant != tenant:
+            return None
+        return newest
 
     def order(self) -> list[Band]:
         """Bands with requests: first a lower one whose guaranteed share is due, then by urgency."""
@@ -59,8 +67,13 @@ class ModelPool:
             if band is request.band:
                 self._credit[band] = max(0.0, self._credit[band] - request.cost_s)
             elif band > request.band and bands[band].size:
-                share = specs[band].min_share * request.cost_s
-                self._credit[band] = min(_MAX_CREDIT_S, self._credit[band] + share)
+                credit = self._credit[band] + specs[band].min_share * request.cost_s
+                if credit > _MAX_CREDIT_S:
+                    # Bounded, but a request that costs more can be saved up for.
+                    head = bands[band].head()
+                    most = _MAX_CREDIT_S if head is None else max(_MAX_CREDIT_S, head.cost_s)
+                    credit = min(most, credit)
+                self._credit[band] = credit
 
     def adapt(self, now: float) -> None:
         """Let windows and partition follow what was measured, a few times a second."""

@@ -60,6 +60,10 @@ def test_simulate_prints_tables_and_writes_its_folder(tmp_path: Path) -> None:
     table = pq.read_table(path / "runs.parquet")
     assert table.num_rows == 6
     assert {"policy", "seed", "chat.goodput", "all.jain"} <= set(table.column_names)
+    requests = pq.read_table(path / "requests")
+    assert requests.num_rows == sum(row["requests"] for row in rows)
+    assert set(requests["policy"].to_pylist()) == {"fifo", "tuned"}
+    assert len(manifest.raw_files) == 2 + 6
     summary = folder.read_json("summary.json")
     assert summary["best"] == {"fifo": "fifo", "tuned": "tuned (max_num_seqs=64)"}
     assert (path / "summary.md").read_text().startswith("# tiny")
