@@ -2,9 +2,9 @@
 
 Candidates are all engines of a small pool; of a large one the holders of the longest known
 prefixes, the least loaded and two at random. The score of a latency request is its predicted time
-to first token, more with each latency request inside, which its prompt delays; without a trusted model it
-is LMetric's product of pending prefill and requests (arXiv 2603.15202). Batch work is packed: into
-batch-preferred engines first, the fullest that takes it.
+to first token, more with each latency request inside, which its prompt delays; without a trusted
+model it is LMetric's product of pending prefill and requests (arXiv 2603.15202). Batch work is
+packed: into batch-preferred engines first, the fullest that takes it.
 """
 
 from __future__ import annotations
