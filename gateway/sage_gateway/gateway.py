@@ -11,6 +11,7 @@ from sage_gateway.engines import EngineConfig, EngineRegistry
 from sage_gateway.health import HealthMonitor
 from sage_gateway.inference import InferenceService
 from sage_gateway.metrics import EngineGauge, GatewayMetrics
+from sage_gateway.recording import Recorder
 from sage_gateway.scheduler import Scheduler
 from sage_prefect.control_plane.events import EngineState, TenantSpec
 from sage_prefect.control_plane.ledger import EngineEntry
@@ -25,7 +26,7 @@ class Gateway:
         keys: who may call.
 
     Raises:
-        SettingsError: an engine of the configuration is wrong.
+        SettingsError: an engine of the configuration is wrong, or its event log cannot be written.
         UnknownNameError: the policy is not known.
     """
 
@@ -33,13 +34,17 @@ class Gateway:
         self.config = config
         self.keys = keys
         self.manager = ControlPlaneManager(config.policy, config.scheduling)
-        self.scheduler = Scheduler(self.manager, asyncio.get_running_loop())
+        loop, recording = asyncio.get_running_loop(), config.recording
+        self.recorder = (
+            Recorder(recording.file, recording, self.manager, loop) if recording.file else None
+        )
+        self.scheduler = Scheduler(self.manager, loop, self.recorder)
         self.scheduler.configure(
             config.bands, tuple(TenantSpec(t.name, t.weight) for t in config.tenants)
         )
         self.engines = EngineRegistry(config.timeouts)
         self.health = HealthMonitor(self.engines, self.scheduler, config.health)
-        self.metrics = GatewayMetrics(lambda: self.manager.queued, self._gauges)
+        self.metrics = GatewayMetrics(lambda: self.manager.queued, self._gauges, self.recorder)
         self.inference = InferenceService(
             self.engines, self.scheduler, self.health, self.metrics, config.server
         )
@@ -90,10 +95,12 @@ class Gateway:
         return listed
 
     async def close(self) -> None:
-        """Stop probes and timers; close idle connections."""
+        """Stop probes and timers; close idle connections and the event log."""
         self.scheduler.close()
         await self.health.close()
         self.engines.close()
+        if self.recorder is not None:
+            self.recorder.close()
 
     def _entries(self) -> Iterator[EngineEntry]:
         return (entry for entry in self.manager.ledger if not entry.leaving)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 
 from sage_gateway.errors import ClientGone
+from sage_gateway.recording import Recorder
 from sage_gateway.upstream import Exchange
 from sage_gateway.usage import Usage
 from sage_prefect.control_plane.events import (
@@ -102,11 +103,21 @@ class Ticket:
 
 
 class Scheduler:
-    """Feeds events to the manager and carries out its actions."""
+    """Feeds events to the manager and carries out its actions.
 
-    def __init__(self, manager: ControlPlaneManager, loop: asyncio.AbstractEventLoop) -> None:
+    Args:
+        recorder: takes each step down; None: nothing is recorded.
+    """
+
+    def __init__(
+        self,
+        manager: ControlPlaneManager,
+        loop: asyncio.AbstractEventLoop,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.manager = manager
         self._loop = loop
+        self._recorder = recorder
         self._tickets: dict[str, Ticket] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -195,7 +206,11 @@ class Scheduler:
     # -- inside ---------------------------------------------------------------------------
 
     def _feed(self, event: Event) -> None:
-        self._carry_out(self.manager.handle(event, clock()))
+        now = clock()
+        actions = self.manager.handle(event, now)
+        if self._recorder is not None:
+            self._recorder.record(event, now, actions)
+        self._carry_out(actions)
 
     def _carry_out(self, actions: Iterable[Action]) -> None:
         for action in actions:

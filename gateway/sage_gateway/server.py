@@ -38,6 +38,7 @@ def serve(
     port: int | None = None,
     policy: str | None = None,
     no_auth: bool = False,
+    record: Path | None = None,
     announce: Callable[[str], None] = print,
 ) -> None:
     """Run a gateway in the foreground until SIGINT or SIGTERM.
@@ -48,10 +49,11 @@ def serve(
         port: port to bind; None: ``SAGE_PORT_GATEWAY``, else 8888 or the next free one; 0: any.
         policy: scheduling policy; None: the configuration's.
         no_auth: ask for no key (loopback only).
+        record: file that events are recorded in; None: the configuration's.
         announce: told the address once requests are answered.
 
     Raises:
-        SettingsError: configuration or keys are wrong.
+        SettingsError: configuration or keys are wrong, or the event log cannot be written.
         PortInUseError: the chosen port is taken.
         ServiceError: the address cannot be bound.
         UnknownNameError: the policy is not known.
@@ -59,6 +61,10 @@ def serve(
     config = load_config(config_file) if config_file is not None else GatewayConfig()
     if policy is not None:
         config = dataclasses.replace(config, policy=check_policy(policy))
+    if record is not None:
+        config = dataclasses.replace(
+            config, recording=dataclasses.replace(config.recording, file=record)
+        )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     for warning in config.warnings:
         log.warning(warning)

@@ -86,6 +86,7 @@ class ControlPlaneManager:
     ) -> None:
         self.ledger = Ledger()
         self.limits = limits or Limits()
+        self.seed = seed
         self._rng = Random(seed)
         self._bands: dict[Band, BandSpec] = {}
         self._tenants: dict[str, TenantSpec] = {}
