@@ -18,7 +18,12 @@ from sage_gateway.scheduler import Ticket, clock
 from sage_gateway.sse_relay import SseRelay
 from sage_gateway.stall_guard import StallGuard
 from sage_gateway.upstream import Exchange, UpstreamError
-from sage_gateway.upstream_answer import WrappedError, retryable_status, wrapped_error
+from sage_gateway.upstream_answer import (
+    WrappedError,
+    retryable_status,
+    says_overloaded,
+    wrapped_error,
+)
 from sage_gateway.usage import NO_USAGE, usage_in_tail
 from sage_prefect.control_plane.events import FailureCause
 
@@ -187,7 +192,8 @@ class AnswerRelay:
                 param=error.param,
                 headers=tuple(self._headers),
             )
-            raise UpstreamError(FailureCause.STATUS, f"answered with status {status}")
+            cause = FailureCause.OVERLOADED if says_overloaded(status) else FailureCause.STATUS
+            raise UpstreamError(cause, f"answered with status {status}")
         self._call.done(self._ticket, NO_USAGE)
         await self._reply.whole(status, error.body, headers=self._headers)
         return status

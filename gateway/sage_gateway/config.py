@@ -265,6 +265,7 @@ def _scheduling(sage: Section, retries: int) -> Limits:
         queue.integer("max_bytes", _LIMITS.max_queued_bytes),
         queue.seconds("timeout_s", _LIMITS.queue_timeout_s),
         retries,
+        queue.seconds("unavailable_wait_s", _LIMITS.unavailable_wait_s, least=0.0),
     )
     queue.refuse_unread()
     return limits

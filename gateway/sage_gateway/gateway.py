@@ -60,6 +60,9 @@ class Gateway:
         is_new = self.engines.add(config)
         self.health.forget(config.name)
         self.scheduler.add_engine(config.spec())
+        if config.origin == "management":
+            # Who registers an engine at run time says that it is up.
+            self.scheduler.report(config.name, EngineState.READY, "registered")
         return is_new
 
     def remove(self, name: str) -> bool:

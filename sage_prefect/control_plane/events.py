@@ -170,6 +170,9 @@ class Limits:
     """A request that no engine took by then is rejected."""
     max_retries: int = 2
     """Further attempts on other engines, before the first byte only."""
+    unavailable_wait_s: float = 10.0
+    """While all engines of its model are down or suspect a request waits so long for one to come
+    back; 0: it is rejected at once."""
 
 
 class FailureCause(str, enum.Enum):
@@ -179,6 +182,8 @@ class FailureCause(str, enum.Enum):
     RESET = "reset"
     TIMEOUT = "timeout"
     STATUS = "status"
+    OVERLOADED = "overloaded"
+    """It says that it has no room (429, 503)."""
     PROTOCOL = "protocol"
     INTERNAL = "internal"
 

@@ -26,6 +26,8 @@ class EngineEntry:
     """Number of the dispatch that it got last: orders engines by how long they wait for a turn."""
     version: int = 0
     """Rises with every change, so that an index can tell stale entries from live ones."""
+    answered: bool = False
+    """It has been up: when it is away, it is worth waiting for."""
     leaving: bool = False
     """Removed; stays until the requests inside it have ended."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
@@ -40,6 +40,7 @@ from sage_prefect.control_plane.events import (
     EngineState,
     Event,
     Failed,
+    FailureCause,
     FirstToken,
     Limits,
     LimitsChanged,
@@ -53,14 +54,14 @@ from sage_prefect.control_plane.events import (
     Timer,
 )
 from sage_prefect.control_plane.ledger import EngineEntry, Ledger
+from sage_prefect.control_plane.outages import MAY_SERVE, Outages, may_serve
 from sage_prefect.control_plane.refusals import failure_reply, unavailable, unknown_model
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest, State
 from sage_prefect.control_plane.strategies import POLICIES, make_policy
 
 _DETAILED_QUEUE = 1024
 _UNAVAILABLE_RETRY_S = 2  # a supervised engine is usually back within seconds
-# One that is being started is worth waiting for.
-_MAY_SERVE = (EngineState.READY, EngineState.WARMING, EngineState.COLD)
+_SERVING = (EngineState.READY, EngineState.WARMING)
 
 
 class ControlPlaneManager:
@@ -103,6 +104,7 @@ class ControlPlaneManager:
         self._expiry: list[tuple[float, int, str]] = []
         self._timer_at = math.inf
         self._drained = DrainRate()
+        self._outages = Outages(self.ledger)
         self._handlers: dict[type, Callable[[Any, float], list[Action]]] = {
             Arrival: self._on_arrival,
             FirstToken: self._on_first_token,
@@ -165,7 +167,7 @@ class ControlPlaneManager:
                     request, 404, "model_not_found", unknown_model(self.ledger, info.model)
                 )
             ]
-        if not any(entry.state in _MAY_SERVE for entry in pool.values()):
+        if not may_serve(pool) and not self._may_wait_for_return(info.model):
             return [self._refuse_unavailable(request)]
         if info.deadline is not None and info.deadline <= now:
             return [
@@ -222,6 +224,7 @@ class ControlPlaneManager:
         if request.first_token_at is not None:
             return self._ignore()
         request.first_token_at = now
+        self._answers(request.engine)
         return self._pump(now) if self.policy.first_token(request, now) else []
 
     def _on_progress(self, event: Progress, now: float) -> list[Action]:
@@ -236,6 +239,7 @@ class ControlPlaneManager:
         if request is None or request.state != "running" or request.engine is None:
             return self._ignore()
         event = bounded_done(event)
+        self._answers(request.engine)
         self._settle(request, event)
         self._drained.count(now)
         request.note(
@@ -248,16 +252,17 @@ class ControlPlaneManager:
         request = self._live.get(event.request_id)
         if request is None or request.state != "running" or request.engine != event.engine:
             return self._ignore()
-        self._settle(request)
+        entry = self._settle(request)
         request.tried = request.tried | {event.engine}
+        if event.cause is FailureCause.OVERLOADED:
+            self.policy.refused(entry, now)
+            # It is not the request's fault: the first time costs it none of its retries.
+            request.spared = 1
         request.note(
             now, "attempt failed", engine=event.engine, cause=event.cause.value, why=event.message
         )
-        others = event.retryable and any(
-            entry.state in _MAY_SERVE and name not in request.tried
-            for name, entry in self.ledger.pool(request.info.model).items()
-        )
-        if others and request.attempts <= self.limits.max_retries:
+        left = request.attempts - request.spared <= self.limits.max_retries
+        if event.retryable and left and self._may_do_better(request, event.cause):
             request.engine = None
             request.first_token_at = None
             request.state = "queued"
@@ -292,6 +297,7 @@ class ControlPlaneManager:
         known = self.ledger.get(spec.name)
         dropped = set(known.spec.models) - set(spec.models) if known is not None else set()
         self.policy.engine_changed(self.ledger.add(spec))
+        self._note_outages({*spec.models, *dropped}, now)
         return self._pump(now) + self._refuse_orphans(dropped)
 
     def _on_engine_removed(self, event: EngineRemoved, now: float) -> list[Action]:
@@ -305,20 +311,47 @@ class ControlPlaneManager:
         removed = self.ledger.remove(event.engine)
         if removed is not None:
             self.policy.engine_changed(removed)
+            self._note_outages(removed.spec.models, now)
             actions += self._refuse_orphans(set(removed.spec.models))
+            self._arm(actions, now)
         return actions
 
     def _on_engine_report(self, event: EngineReport, now: float) -> list[Action]:
         entry = self.ledger.get(event.engine)
         if entry is None or entry.leaving:
             return self._ignore()
+        if event.state in _SERVING:
+            entry.answered = True
         if event.gauges is not None:
             self.policy.reported(entry, event.gauges, now)
         changed = self.ledger.set_state(event.engine, event.state)
         if changed is None:
             return []
         self.policy.engine_changed(changed)
+        self._note_outages(changed.spec.models, now)
         return self._pump(now)
+
+    def _note_outages(self, models: Iterable[str], now: float) -> None:
+        self._outages.note(sorted(models), now, self.limits.unavailable_wait_s)
+
+    def _answers(self, engine: str | None) -> None:
+        entry = self.ledger.get(engine or "")
+        if entry is not None:
+            entry.answered = True
+
+    def _may_wait_for_return(self, model: str) -> bool:
+        return self.limits.unavailable_wait_s > 0 and self._outages.may_end(model)
+
+    def _may_do_better(self, request: ScheduledRequest, cause: FailureCause) -> bool:
+        """Whether a failed request may be sent again, to another engine or after an outage."""
+        model = request.info.model
+        if any(
+            entry.state in MAY_SERVE and name not in request.tried
+            for name, entry in self.ledger.pool(model).items()
+        ):
+            return True
+        # What may have broken the engine must not be what meets it when it comes back.
+        return cause is FailureCause.CONNECT and self._may_wait_for_return(model)
 
     def _refuse_orphans(self, models: set[str]) -> list[Action]:
         """Requests that wait for a model which no engine serves any more."""
@@ -377,15 +410,19 @@ class ControlPlaneManager:
         while self._expiry and self._expiry[0][0] <= now:
             _, seq, request_id = heapq.heappop(self._expiry)
             request = self._live.get(request_id)
-            if (
-                request is None
-                or request.seq != seq
-                or request.state != "queued"
-                or request.give_up_at > now
-            ):
+            if request is None or request.seq != seq or request.state != "queued":
                 continue
-            self._dequeue(request)
-            actions.append(self._refuse_late(request, now))
+            if request.give_up_at <= now:
+                self._dequeue(request)
+                actions.append(self._refuse_late(request, now))
+            elif self._has_waited_enough(request, now):
+                self._dequeue(request)
+                actions.append(self._refuse_unavailable(request))
+        for model, since in self._outages.ended_waits(now):
+            for request in self.policy.waiting_for(model):
+                if request.queued_at <= since:
+                    self._dequeue(request)
+                    actions.append(self._refuse_unavailable(request))
         if len(self.policy):
             self.policy.tick(now)
             return actions + self._pump(now)
@@ -452,11 +489,16 @@ class ControlPlaneManager:
         request.give_up_at = request.queued_at + self.limits.queue_timeout_s
         if request.info.deadline is not None:
             request.give_up_at = min(request.give_up_at, request.info.deadline)
-        heapq.heappush(self._expiry, (request.give_up_at, request.seq, request.info.request_id))
+        name = request.info.request_id
+        heapq.heappush(self._expiry, (request.give_up_at, request.seq, name))
+        out = self._outages.since(request.info.model) <= now
+        if out:
+            back_by = now + self.limits.unavailable_wait_s
+            heapq.heappush(self._expiry, (back_by, request.seq, name))
         request.note(
             now,
             "queued",
-            why="no engine of this model has room",
+            why=f"no engine of this model {'is up' if out else 'has room'}",
             ahead=len(self.policy) - 1,
             # Behind a long queue the engines say little, and the list is kilobytes a request.
             candidates=(
@@ -465,9 +507,15 @@ class ControlPlaneManager:
         )
         self._arm(actions, now)
 
+    def _has_waited_enough(self, request: ScheduledRequest, now: float) -> bool:
+        since = self._outages.since(request.info.model)
+        return max(since, request.queued_at) + self.limits.unavailable_wait_s <= now
+
     def _arm(self, actions: list[Action], now: float) -> None:
         """See to it that a timer comes for what changes by time alone."""
-        wake = self.policy.wake_at(now) if len(self.policy) else math.inf
+        wake = math.inf
+        if len(self.policy):
+            wake = min(self.policy.wake_at(now), self._outages.next_end())
         if wake < self._timer_at:
             self._timer_at = wake
             actions.append(SetTimer(wake))

@@ -21,6 +21,8 @@ class ScheduledRequest:
     state: State = "queued"
     engine: str | None = None
     attempts: int = 0
+    spared: int = 0
+    """Attempts that do not count against its retries."""
     tried: frozenset[str] = frozenset()
     """Engines that failed it: others are preferred."""
     queued_at: float = 0.0

@@ -72,6 +72,11 @@ class Window:
         """The engine had to give up running requests: it holds too much."""
         self.size = max(FLOOR, int(self.size * 0.9))
 
+    def refused(self, running: int) -> None:
+        """The engine refused a request beside so many: it holds fewer than was believed."""
+        self.size = max(1, min(self.size, int(0.9 * running)))
+        self.slow_start = False
+
     def turn(self, now: float, batch: int = 0) -> None:
         """Adapt, at most every ``PERIOD_S`` and after enough samples or twice that time.
 

@@ -116,6 +116,10 @@ class SchedulingPolicy(ABC):
         """The request has ended in its engine; ``done`` is None unless it was answered."""
         return None
 
+    def refused(self, entry: EngineEntry, now: float) -> None:
+        """An engine had no room for a request, which has left it (:meth:`left` was called)."""
+        return None
+
     def reported(self, entry: EngineEntry, gauges: EngineGauges, now: float) -> None:
         """What an engine says of itself."""
         return None

@@ -253,6 +253,11 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             self._unpark(request.info.tenant)
         self._touch(request)
 
+    def refused(self, entry: EngineEntry, now: float) -> None:
+        load = self._loads.get(entry.name)
+        if load is not None:
+            load.window.refused(load.running)
+
     def reported(self, entry: EngineEntry, gauges: EngineGauges, now: float) -> None:
         load = self._loads.get(entry.name)
         if load is not None and gauges.preemptions is not None:
