@@ -371,6 +371,7 @@ class ControlPlaneManager:
             return self._ignore()
         before, after = self.policy, make_policy(event.policy, self.ledger, self._rng)
         after.configure(self._bands, self._tenants)
+        # Before what is queued: it counts against the tenants' limits.
         for request in self._live.values():
             entry = self.ledger.get(request.engine or "")
             if request.state == "running" and entry is not None:

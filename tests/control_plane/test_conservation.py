@@ -85,6 +85,8 @@ class Conservation(RuleBasedStateMachine):
         self.running: dict[str, str] = {}
         self.ended: dict[str, str] = {}
         self.windows: dict[str, int] = {}
+        self.tenant_of: dict[str, str] = {}
+        self.started_under: dict[str, tuple[int | None, int]] = {}
 
     # -- what the driver and the world do -------------------------------------------------
 
@@ -115,6 +117,7 @@ class Conservation(RuleBasedStateMachine):
         self.counter += 1
         name = f"r{self.counter}"
         self.waiting.add(name)
+        self.tenant_of[name] = tenant
         absolute = None if deadline is None else self.now + deadline
         info = RequestInfo(
             name,
@@ -239,6 +242,10 @@ class Conservation(RuleBasedStateMachine):
         elif isinstance(action, Dispatch):
             assert action.request_id in self.waiting, "dispatched twice, or after its end"
             self.waiting.remove(action.request_id)
+            tenant = self.tenant_of[action.request_id]
+            spec = self.manager._tenants.get(tenant)
+            limit = spec.max_running if spec is not None else None
+            self.started_under[action.request_id] = (limit, self.running_of(tenant))
             self.running[action.request_id] = action.engine
             inside = list(self.running.values()).count(action.engine)
             assert inside <= self.windows[action.engine], "over the window"
@@ -287,8 +294,28 @@ class Conservation(RuleBasedStateMachine):
         if self.manager.policy.name in HOLDING:
             return
         for request in self.manager.policy.pending():
+            if self.is_at_its_limit(request.info.tenant):
+                continue
             for entry in self.manager.ledger.pool(request.info.model).values():
                 assert entry.room == 0, f"{request.request_id} waits beside {entry.name}"
+
+    @invariant()
+    def no_tenant_is_over_its_limit(self) -> None:
+        """Since it was set: what ran before runs to its end."""
+        for name, started in getattr(self, "started_under", {}).items():
+            if name not in self.running:
+                continue
+            limit, ahead = started
+            assert limit is None or ahead < limit, f"{name} was the {ahead + 1}th of {limit}"
+
+    def is_at_its_limit(self, tenant: str) -> bool:
+        spec = self.manager._tenants.get(tenant)
+        if spec is None or spec.max_running is None:
+            return False
+        return self.running_of(tenant) >= spec.max_running
+
+    def running_of(self, tenant: str) -> int:
+        return sum(self.tenant_of[name] == tenant for name in self.running)
 
     def teardown(self) -> None:
         """With healthy engines and time, everything comes to its end."""
