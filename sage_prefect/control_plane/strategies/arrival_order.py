@@ -76,9 +76,10 @@ class ArrivalOrderPolicy(SchedulingPolicy):
         return self._placement.best(request.info.model, request.tried)
 
     def configure(self, bands: Mapping[Band, BandSpec], tenants: Mapping[str, TenantSpec]) -> None:
-        waiting = list(self.pending())
-        if not self._places.limit(tenants):
+        if self._places.are_under(tenants):
             return
+        waiting = list(self.pending())
+        self._places.limit(tenants)
         self._lines.clear()
         for request in waiting:
             if self._places.takes(request):

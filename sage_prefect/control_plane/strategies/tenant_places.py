@@ -26,21 +26,17 @@ class TenantPlaces:
         self._order: dict[str, list[tuple[int, str]]] = {}
         """Of each tenant with held requests, oldest first; removal is lazy."""
 
-    def limit(self, tenants: Mapping[str, TenantSpec]) -> bool:
-        """Take new limits; whether what waits must be queued anew. The lines count as empty then.
+    def are_under(self, tenants: Mapping[str, TenantSpec]) -> bool:
+        """Whether these tenants' limits are the ones in force."""
+        return self._limits == _limits_of(tenants)
 
-        Requests that were held are forgotten: the caller queues them again.
-        """
-        limits = {
-            name: spec.max_running for name, spec in tenants.items() if spec.max_running is not None
-        }
-        if limits == self._limits:
-            return False
-        self._limits = limits
+    def limit(self, tenants: Mapping[str, TenantSpec]) -> None:
+        """Take new limits. The lines are empty, and what was held is forgotten: the caller queues
+        all of it again."""
+        self._limits = _limits_of(tenants)
         self._lined.clear()
         self._held.clear()
         self._order.clear()
-        return True
 
     def takes(self, request: ScheduledRequest) -> bool:
         """Whether a request may join its line; else it is held."""
@@ -105,3 +101,8 @@ class TenantPlaces:
                 return request
         del self._order[tenant]
         return None
+
+
+def _limits_of(tenants: Mapping[str, TenantSpec]) -> dict[str, int]:
+    specs = tenants.values()
+    return {spec.name: spec.max_running for spec in specs if spec.max_running is not None}
