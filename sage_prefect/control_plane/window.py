@@ -43,8 +43,8 @@ class Window:
     """
 
     __slots__ = (
-        "_tpot", "_ttft", "batch", "ceiling", "full", "full_batch", "gate", "next_at", "rules",
-        "size", "slow_start",
+        "_tpot", "_ttft", "batch", "ceiling", "full", "full_batch", "gate", "late", "next_at",
+        "rules", "size", "slow_start",
     )  # fmt: skip
 
     def __init__(self, ceiling: int, rules: WindowRules, *, cold: bool = False) -> None:
@@ -56,6 +56,8 @@ class Window:
         self.slow_start = cold
         self.next_at = 0.0
         self.full = self.full_batch = False
+        self.late = False
+        """Whether latency requests missed their promises (p95) when it was last looked at."""
         # Measured over promised, of latency requests since the last turn.
         self._tpot: list[float] = []
         self._ttft: list[float] = []
@@ -90,6 +92,7 @@ class Window:
             return
         rules = self.rules
         tpot, ttft = _p95(self._tpot), _p95(self._ttft)
+        self.late = tpot > 1.0 or ttft > 1.0
         if tpot > rules.high_tpot and not batch:
             self.size = max(FLOOR, int(self.size * max(0.8, rules.high_tpot / tpot)))
             self.slow_start = False
@@ -99,7 +102,7 @@ class Window:
             self.size = min(self.ceiling, self.size + step)
         if tpot > rules.batch_high_tpot or ttft > rules.batch_high_ttft:
             self.batch = max(1, int(self.batch * rules.batch_decrease))
-            if tpot > 1.0 or ttft > 1.0:
+            if self.late:
                 self.gate = max(rules.gate_low, self.gate - rules.gate_down)
         else:
             if self.full_batch:
