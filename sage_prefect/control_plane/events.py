@@ -72,7 +72,7 @@ class RequestInfo:
     tpot_slo_s: float | None = None
     """Wished time per output token after the first; None: the band's."""
     output_estimate: int | None = None
-    """Likely length of the answer, learned from earlier ones of this tenant and model."""
+    """Likely length of all its answers, learned from earlier ones of this tenant and model."""
     prefix: tuple[int, ...] = ()
     """Chain hashes of the prompt's leading blocks of ``PREFIX_BLOCK_TOKENS`` tokens: an equal hash
     at place i means that the first i + 1 blocks are equal."""
@@ -80,6 +80,8 @@ class RequestInfo:
     """Of an embedding or rerank call: estimated tokens of each input."""
     input_keys: tuple[int, ...] = ()
     """Hash of each input, for de-duplication; empty: none is known to equal another."""
+    answers: int | None = None
+    """So many answers are wanted (``n``, or several prompts in one call); None: one."""
 
 
 @dataclass(frozen=True, slots=True)
