@@ -18,14 +18,14 @@ import yaml
 from sage_gateway.config_models import engines_of
 from sage_gateway.config_section import Section
 from sage_gateway.engines import EngineConfig
+from sage_gateway.policy_warnings import unused_settings
 from sage_gateway.recording import RecordingConfig, recording_config
 from sage_gateway.upstream import Timeouts
 from sage_prefect.common.errors import SettingsError, near_name
 from sage_prefect.control_plane.events import Band, BandSpec, Limits
 from sage_prefect.control_plane.hybrid_parameters import DEFAULT_BANDS
 from sage_prefect.control_plane.routing_strategies import ROUTING_STRATEGIES, resolve
-from sage_prefect.control_plane.strategies import POLICIES
-from sage_prefect.control_plane.strategies.hybrid_policy import HybridSchedulingPolicy
+from sage_prefect.control_plane.strategies import check_policy
 
 DEFAULT_POLICY = "least_outstanding"
 
@@ -43,6 +43,8 @@ class TenantConfig:
     key: str
     weight: float = 1.0
     bands: tuple[Band, ...] = tuple(Band)
+    max_queued: int | None = None
+    max_running: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +93,13 @@ class GatewayConfig:
 _LIMITS, _TIMEOUTS, _SERVER, _HEALTH = Limits(), Timeouts(), ServerLimits(), HealthConfig()
 
 
-def load_config(file: Path, environ: Mapping[str, str] | None = None) -> GatewayConfig:
+def load_config(
+    file: Path, environ: Mapping[str, str] | None = None, policy: str | None = None
+) -> GatewayConfig:
     """Read and check a configuration file.
+
+    Args:
+        policy: instead of the file's.
 
     Raises:
         SettingsError: unreadable, not YAML, or a key is wrong: names file, key and what is
@@ -116,13 +123,18 @@ def load_config(file: Path, environ: Mapping[str, str] | None = None) -> Gateway
             f"gateway config {str(file)!r} is not YAML{where}: {problem}."
         ) from None
     try:
-        return parse_config(content, environ)
+        return parse_config(content, environ, policy)
     except SettingsError as error:
         raise SettingsError(f"{file}: {error.message}", hint=error.hint) from None
 
 
-def parse_config(content: Any, environ: Mapping[str, str] | None = None) -> GatewayConfig:
+def parse_config(
+    content: Any, environ: Mapping[str, str] | None = None, policy: str | None = None
+) -> GatewayConfig:
     """Check a configuration that YAML has parsed.
+
+    Args:
+        policy: instead of the configuration's.
 
     Raises:
         SettingsError: names the key, its value and what was expected.
@@ -133,7 +145,7 @@ def parse_config(content: Any, environ: Mapping[str, str] | None = None) -> Gate
     warnings: list[str] = []
     engines = engines_of(root, warnings)
     router = root.section("router_settings")
-    policy = _policy(router, warnings)
+    chosen = _policy(router, [] if policy is not None else warnings)
     retries = router.integer("num_retries", _LIMITS.max_retries, most=10)
     first_byte_s = router.seconds("timeout", _TIMEOUTS.first_byte_s)
     general = root.section("general_settings")
@@ -147,15 +159,12 @@ def parse_config(content: Any, environ: Mapping[str, str] | None = None) -> Gate
             )
     for section in (router, general, root):
         warnings += [f"{section.name(key)} is not honoured." for key in section.unread()]
-    promises = issubclass(POLICIES[policy], HybridSchedulingPolicy)
-    unused = None if promises else f"is not used by policy {policy!r}; hybrid uses it."
-    bands = _bands(sage, unused, warnings)
     config = GatewayConfig(
         engines=engines,
-        policy=policy,
+        policy=check_policy(policy) if policy is not None else chosen,
         master_key=master_key,
-        tenants=_tenants(sage, unused, warnings),
-        bands=bands,
+        tenants=_tenants(sage, warnings),
+        bands=_bands(sage),
         scheduling=_scheduling(sage, retries),
         timeouts=_timeouts(sage, first_byte_s),
         server=_server(sage),
@@ -163,7 +172,7 @@ def parse_config(content: Any, environ: Mapping[str, str] | None = None) -> Gate
         recording=recording_config(sage),
     )
     sage.refuse_unread()
-    return replace(config, warnings=tuple(warnings))
+    return replace(config, warnings=(*warnings, *unused_settings(config, config.policy)))
 
 
 def _resolve(value: Any, env: Mapping[str, str], path: str) -> Any:
@@ -203,7 +212,7 @@ def _policy(router: Section, warnings: list[str]) -> str:
     return resolve(wanted)
 
 
-def _tenants(sage: Section, unused: str | None, warnings: list[str]) -> tuple[TenantConfig, ...]:
+def _tenants(sage: Section, warnings: list[str]) -> tuple[TenantConfig, ...]:
     tenants: list[TenantConfig] = []
     labels = [band.label for band in Band]
     for i, item in enumerate(sage.items("tenants")):
@@ -221,12 +230,12 @@ def _tenants(sage: Section, unused: str | None, warnings: list[str]) -> tuple[Te
             entry.required_text("key"),
             entry.number("weight", 1.0, least=0.001),
             tuple(bands) or tuple(Band),
+            _cap(entry, "max_queued"),
+            _cap(entry, "max_running"),
         )
         for limit in ("rpm", "tpm"):
             if entry.integer(limit, 0):
                 warnings.append(f"{entry.name(limit)} is not enforced by this version.")
-        if entry.has("weight") and unused:
-            warnings.append(f"{entry.name('weight')} {unused}")
         entry.refuse_unread()
         if any(tenant.name == other.name for other in tenants):
             raise SettingsError(f"{entry.name('name')}={tenant.name!r} is there twice.")
@@ -236,7 +245,11 @@ def _tenants(sage: Section, unused: str | None, warnings: list[str]) -> tuple[Te
     return tuple(tenants)
 
 
-def _bands(sage: Section, unused: str | None, warnings: list[str]) -> tuple[BandSpec, ...]:
+def _cap(entry: Section, key: str) -> int | None:
+    return entry.integer(key, 0) if entry.has(key) else None
+
+
+def _bands(sage: Section) -> tuple[BandSpec, ...]:
     bands = sage.section("bands")
     found: list[BandSpec] = []
     for band in Band:
@@ -244,8 +257,6 @@ def _bands(sage: Section, unused: str | None, warnings: list[str]) -> tuple[Band
         ttft = slo.integer("ttft_slo_ms", 0, least=1)
         tpot = slo.integer("tpot_slo_ms", 0, least=1)
         if ttft or tpot:
-            if unused:
-                warnings.append(f"{slo.path} {unused}")
             found.append(
                 replace(
                     DEFAULT_BANDS[band],

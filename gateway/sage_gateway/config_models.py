@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 from sage_gateway.config_section import Section
 from sage_gateway.engines import MODES, EngineConfig, Mode, ServedModel, parse_base_url
 from sage_prefect.common.errors import SettingsError
+from sage_prefect.control_plane.event_bounds import MAX_TOKENS
+from sage_prefect.control_plane.events import EngineProfile
 
 # Provider prefixes of litellm_params.model whose servers speak the OpenAI protocol.
 OPENAI_COMPATIBLE = frozenset(
@@ -21,6 +24,8 @@ OPENAI_COMPATIBLE = frozenset(
     }
 )
 _OPENAI_URL = "https://api.openai.com/v1"
+_OF_ENGINE = ("takes_priority", "price", "profile", "kv_tokens", "max_batch_tokens", "padded")
+_DEFAULTS = {field.name: field.default for field in fields(EngineConfig)}
 
 
 def engines_of(root: Section, warnings: list[str]) -> tuple[EngineConfig, ...]:
@@ -60,10 +65,24 @@ def _deployment(entry: Section, warnings: list[str]) -> EngineConfig:
         max_concurrency=info.integer("max_concurrency", 8, least=1, most=100_000),
         api_key=api_key,
         first_byte_s=timeout,
+        takes_priority=info.flag("takes_priority"),
+        price=info.number("price", 1.0),
+        profile=_profile(info.section("profile")),
+        kv_tokens=info.integer("kv_tokens", 0, least=1, most=MAX_TOKENS) or None,
+        max_batch_tokens=info.integer("max_batch_tokens", 0, least=1, most=MAX_TOKENS) or None,
+        padded=info.flag("padded"),
     )
     for section in (params, info, entry):
         warnings += [f"{section.name(key)} is not honoured." for key in section.unread()]
     return engine
+
+
+def _profile(section: Section) -> EngineProfile | None:
+    """How long the engine's work takes: seconds, as in :class:`EngineProfile`."""
+    names = ("c0", "a", "b", "g", "s0", "alpha")
+    known = {name: section.number(name, 0.0, most=3600.0) for name in names}
+    section.refuse_unread()
+    return EngineProfile(**known, source="gateway.yaml") if section.keys() else None
 
 
 def _short(path: str) -> str:
@@ -94,4 +113,20 @@ def _joined(before: EngineConfig, after: EngineConfig, index: int) -> EngineConf
                 hint="Give each engine its own model_info.id.",
             )
     window = min(before.max_concurrency, after.max_concurrency)
-    return replace(before, models=before.models + after.models, max_concurrency=window)
+    said = {what: _said_once(before, after, index, what) for what in _OF_ENGINE}
+    models = before.models + after.models
+    return replace(before, models=models, max_concurrency=window, **said)
+
+
+def _said_once(before: EngineConfig, after: EngineConfig, index: int, what: str) -> Any:
+    """What one of two entries of an engine says of it."""
+    unsaid = _DEFAULTS[what]
+    mine, other = getattr(before, what), getattr(after, what)
+    if other in (unsaid, mine):
+        return mine
+    if mine == unsaid:
+        return other
+    raise SettingsError(
+        f"model_list[{index}] gives engine {before.name!r} another {what} than an earlier entry.",
+        hint="Say it once.",
+    )

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from sage_gateway.upstream import Timeouts
 from sage_gateway.upstream_pool import UpstreamPool
 from sage_prefect.common.errors import SettingsError
-from sage_prefect.control_plane.events import EngineSpec, Kind
+from sage_prefect.control_plane.events import EngineProfile, EngineSpec, Kind
 
 Mode = Literal["chat", "completion", "embedding"]
 MODES: tuple[Mode, ...] = ("chat", "completion", "embedding")
@@ -47,6 +47,13 @@ class EngineConfig:
     max_concurrency: int = 8
     api_key: str | None = None
     first_byte_s: float | None = None
+    takes_priority: bool = False
+    """It schedules by the body's ``priority`` (vLLM's ``--scheduling-policy priority``)."""
+    price: float = 1.0
+    profile: EngineProfile | None = None
+    kv_tokens: int | None = None
+    max_batch_tokens: int | None = None
+    padded: bool = False
     origin: Literal["config", "management"] = "config"
 
     @property
@@ -57,7 +64,18 @@ class EngineConfig:
     def spec(self) -> EngineSpec:
         """What the control plane is told."""
         names = tuple(dict.fromkeys(model.name for model in self.models))
-        return EngineSpec(self.name, names, self.max_concurrency, self.driver, self.device)
+        return EngineSpec(
+            self.name,
+            names,
+            self.max_concurrency,
+            self.driver,
+            self.device,
+            self.price,
+            self.profile,
+            self.kv_tokens,
+            self.max_batch_tokens,
+            self.padded,
+        )
 
     def public(self) -> dict[str, Any]:
         """For the management API: everything but the key."""
@@ -71,6 +89,10 @@ class EngineConfig:
             "driver": self.driver,
             "device": self.device,
             "max_concurrency": self.max_concurrency,
+            "takes_priority": self.takes_priority,
+            "price": self.price,
+            "kv_tokens": self.kv_tokens,
+            "max_batch_tokens": self.max_batch_tokens,
             "has_api_key": self.api_key is not None,
             "origin": self.origin,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 
 from sage_gateway.auth import KeyRing
@@ -11,11 +12,14 @@ from sage_gateway.engines import EngineConfig, EngineRegistry
 from sage_gateway.health import HealthMonitor
 from sage_gateway.inference import InferenceService
 from sage_gateway.metrics import EngineGauge, GatewayMetrics
+from sage_gateway.policy_warnings import unused_settings
 from sage_gateway.recording import Recorder
 from sage_gateway.scheduler import Scheduler
 from sage_prefect.control_plane.events import EngineState, TenantSpec
 from sage_prefect.control_plane.ledger import EngineEntry
 from sage_prefect.control_plane.manager import ControlPlaneManager
+
+log = logging.getLogger(__name__)
 
 
 class Gateway:
@@ -40,7 +44,10 @@ class Gateway:
         )
         self.scheduler = Scheduler(self.manager, loop, self.recorder)
         self.scheduler.configure(
-            config.bands, tuple(TenantSpec(t.name, t.weight) for t in config.tenants)
+            config.bands,
+            tuple(
+                TenantSpec(t.name, t.weight, t.max_queued, t.max_running) for t in config.tenants
+            ),
         )
         self.engines = EngineRegistry(config.timeouts)
         self.health = HealthMonitor(self.engines, self.scheduler, config.health)
@@ -64,6 +71,16 @@ class Gateway:
             # Who registers an engine at run time says that it is up.
             self.scheduler.report(config.name, EngineState.READY, "registered")
         return is_new
+
+    def set_policy(self, name: str) -> None:
+        """Switch the policy; what the configuration says in vain then is logged.
+
+        Raises:
+            UnknownNameError: the policy is not known.
+        """
+        self.scheduler.set_policy(name)
+        for unused in unused_settings(self.config, name):
+            log.warning(unused)
 
     def remove(self, name: str) -> bool:
         """Take an engine away; what runs in it finishes. False when there is none."""

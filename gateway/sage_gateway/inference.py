@@ -28,7 +28,7 @@ from sage_gateway.sse_relay import SseRelay
 from sage_gateway.upstream import Exchange, UpstreamError
 from sage_gateway.usage import NO_USAGE, Usage
 from sage_prefect.common.errors import RequestRejected
-from sage_prefect.control_plane.events import FailureCause
+from sage_prefect.control_plane.events import Band, FailureCause
 from sage_prefect.control_plane.request_classifier import RequestClassifier
 
 log = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ class InferenceCall:
             UpstreamError: the engine failed; ``reply.status`` says whether bytes had left.
         """
         service = self.service
-        body, withhold_usage = self._body_for(engine)
+        body, withhold_usage = self._body_for(engine, ticket.info.band)
         parts = [engine.post_head(self.route.upstream, len(body), self._upstream_headers()), body]
         overhead_s = clock() - self.read_at - self.queue_s - self.failed_s
         exchange = await self._send(ticket, engine, parts)
@@ -281,9 +281,14 @@ class InferenceCall:
 
     # -- what goes to the engine, what goes to the client -----------------------------------
 
-    def _body_for(self, engine: Engine) -> tuple[bytes, bool]:
+    def _body_for(self, engine: Engine, band: Band) -> tuple[bytes, bool]:
         """The bytes to send, and whether the usage event was our wish, not the client's."""
         changes: dict[str, Any] = {}
+        # vLLM refuses a priority unless it schedules by priority. Ours says what the client is
+        # entitled to, lower first.
+        drop = None if engine.config.takes_priority else "priority"
+        if engine.config.takes_priority:
+            changes["priority"] = int(band)
         served = engine.model(self.body["model"], self.route.kind)
         if served is not None and served.upstream is not None:
             changes["model"] = served.upstream
@@ -296,7 +301,9 @@ class InferenceCall:
             if options.get("include_usage") is not True:
                 changes["stream_options"] = {**options, "include_usage": True}
                 withhold = True
-        return (splice(self.raw, self.body, changes) if changes else self.raw), withhold
+        if not changes and drop not in self.body:
+            return self.raw, withhold
+        return splice(self.raw, self.body, changes, drop), withhold
 
     def _upstream_headers(self) -> bytes:
         lines = b"x-request-id: %b\r\n" % self.reply.request_id

@@ -20,13 +20,12 @@ import uvloop
 
 from sage_gateway.app import GatewayApp
 from sage_gateway.auth import KeyRing
-from sage_gateway.config import GatewayConfig, load_config
+from sage_gateway.config import GatewayConfig, load_config, parse_config
 from sage_gateway.gateway import Gateway
 from sage_gateway.http_protocol import limited_protocol
 from sage_prefect.common.errors import PortInUseError, ServiceError, SettingsError
 from sage_prefect.common.keys import read_master_key
 from sage_prefect.common.ports import SagePorts, choose_port
-from sage_prefect.control_plane.strategies import check_policy
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +57,10 @@ def serve(
         ServiceError: the address cannot be bound.
         UnknownNameError: the policy is not known.
     """
-    config = load_config(config_file) if config_file is not None else GatewayConfig()
-    if policy is not None:
-        config = dataclasses.replace(config, policy=check_policy(policy))
+    if config_file is not None:
+        config = load_config(config_file, policy=policy)
+    else:
+        config = parse_config(None, policy=policy)
     if record is not None:
         config = dataclasses.replace(
             config, recording=dataclasses.replace(config.recording, file=record)
