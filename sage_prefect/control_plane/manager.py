@@ -16,11 +16,14 @@ from typing import Any
 
 from sage_prefect.control_plane.drain_rate import DrainRate
 from sage_prefect.control_plane.event_bounds import (
+    FAR,
+    are_limits,
     bounded_done,
     bounded_request,
     is_count,
     is_measurable,
     is_promise,
+    is_share,
 )
 from sage_prefect.control_plane.events import (
     Abort,
@@ -128,9 +131,11 @@ class ControlPlaneManager:
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take an event at time ``now`` (seconds, monotonic) and say what to do, in order."""
-        # A clock that steps back stands still here: no wait is ever negative.
-        if now > self._now:
+        # A clock that steps back, or shows no time, stands still here: no wait is ever negative.
+        if self._now < now <= FAR:
             self._now = now
+        elif self._now == -math.inf:
+            self._now = 0.0
         return self._handlers[type(event)](event, self._now)
 
     # -- reading --------------------------------------------------------------------------
@@ -292,7 +297,7 @@ class ControlPlaneManager:
 
     def _on_engine_added(self, event: EngineAdded, now: float) -> list[Action]:
         spec = event.spec
-        if not spec.name or not spec.models or spec.max_concurrency < 1 or not is_measurable(spec):
+        if not spec.name or not spec.models or not is_measurable(spec):
             return self._ignore()
         known = self.ledger.get(spec.name)
         dropped = set(known.spec.models) - set(spec.models) if known is not None else set()
@@ -391,7 +396,7 @@ class ControlPlaneManager:
         return self._pump(now)
 
     def _on_tenants_changed(self, event: TenantsChanged, now: float) -> list[Action]:
-        if any(not 0 < spec.weight < math.inf for spec in event.tenants):
+        if not all(is_share(spec) for spec in event.tenants):
             return self._ignore()
         self._tenants = {spec.name: spec for spec in event.tenants}
         self.policy.configure(self._bands, self._tenants)
@@ -401,6 +406,8 @@ class ControlPlaneManager:
         return self._ignore()
 
     def _on_limits_changed(self, event: LimitsChanged, now: float) -> list[Action]:
+        if not are_limits(event.limits):
+            return self._ignore()
         self.limits = event.limits
         return []
 
