@@ -63,6 +63,8 @@ from sage_prefect.control_plane.scheduled_request import ScheduledRequest, State
 from sage_prefect.control_plane.strategies import POLICIES, make_policy
 
 _DETAILED_QUEUE = 1024
+# More that have waited too long are told so by the next timer, which comes at once: streams go on.
+_REFUSED_AT_ONCE = 1024
 _UNAVAILABLE_RETRY_S = 2  # a supervised engine is usually back within seconds
 _SERVING = (EngineState.READY, EngineState.WARMING)
 
@@ -415,7 +417,7 @@ class ControlPlaneManager:
         # Also a timer that fired early is spent: what is left is armed again below.
         self._timer_at = math.inf
         actions: list[Action] = []
-        while self._expiry and self._expiry[0][0] <= now:
+        while self._expiry and self._expiry[0][0] <= now and len(actions) < _REFUSED_AT_ONCE:
             _, seq, request_id = heapq.heappop(self._expiry)
             request = self._live.get(request_id)
             if request is None or request.seq != seq or request.state != "queued":

@@ -33,6 +33,8 @@ class ScheduledRequest:
     dispatched_at: float = 0.0
     band: Band = Band.STANDARD
     """In force: its own, or a more urgent one after a long wait."""
+    promote_at: float = float("inf")
+    """When it moves up by one band, last set."""
     due: float = float("inf")
     """By when it should begin, for the order among a tenant's requests."""
     ttft_slo_s: float = float("inf")

@@ -194,3 +194,20 @@ def test_a_clock_that_steps_back_costs_nobody_anything(policy: str) -> None:
     story = control.explain("b")
     assert story is not None
     assert all(decision["at_s"] >= 0 for decision in story["decisions"])
+
+
+@EVERY
+def test_a_request_that_comes_back_ages_from_then_on(policy: str) -> None:
+    """It waited before it was sent and waits again: it rises by one band, not by two."""
+    control = manager(policy, "e1", "e2", slots=1)
+    for name in ("a", "b"):
+        control.handle(request(name), 0.0)
+    control.handle(request("r"), 1.0)
+    assert sent(control.handle(Done("a", 50, 10), 10.0)) == ["r"]
+    engine = next(entry.name for entry in control.ledger if "r" in entry.running)
+    control.handle(EngineRemoved(engine), 10.0)
+    control.handle(Failed("r", engine, FailureCause.RESET, retryable=True), 11.0)
+    assert control.queued == 1
+    for now in (32.0, 39.0, 42.0, 65.0):
+        control.handle(Timer(), now)
+    assert sent(control.handle(Done("b", 50, 10), 66.0)) == ["r"]

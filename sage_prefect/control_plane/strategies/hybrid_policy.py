@@ -91,7 +91,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         self._size += 1
         limit = self._bands[band].age_limit_s
         if self._parameters.bands and limit is not None and band > Band.CRITICAL:
-            heapq.heappush(self._ages, (request.queued_at + limit, request.seq, request))
+            self._age(request, request.queued_at + limit)
             if len(self._ages) > 1024 and len(self._ages) > 4 * self._size:
                 self._ages = [item for item in self._ages if item[2].waits_in is not None]
                 heapq.heapify(self._ages)
@@ -268,8 +268,9 @@ class HybridSchedulingPolicy(SchedulingPolicy):
     def tick(self, now: float) -> None:
         self._now = now
         while self._ages and self._ages[0][0] <= now:
-            _, _, request = heapq.heappop(self._ages)
-            if request.waits_in is not None:
+            at, _, request = heapq.heappop(self._ages)
+            # One that came back from an engine has an item of its earlier wait, too.
+            if request.waits_in is not None and request.promote_at == at:
                 self._promote(request, now)
         for pool in self._pools.values():
             if pool.queue.size:
@@ -385,7 +386,11 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         self._size += 1
         limit = self._bands[request.band].age_limit_s
         if limit is not None and request.band > Band.INTERACTIVE:
-            heapq.heappush(self._ages, (now + limit, request.seq, request))
+            self._age(request, now + limit)
+
+    def _age(self, request: ScheduledRequest, at: float) -> None:
+        request.promote_at = at
+        heapq.heappush(self._ages, (at, request.seq, request))
 
     # -- inside: books --------------------------------------------------------------------
 
