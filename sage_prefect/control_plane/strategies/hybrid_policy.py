@@ -41,6 +41,7 @@ _UNKNOWN_COST_S = 0.01
 _JUDGED_TOKENS = 8
 """A mean over fewer tokens says little of the whole answer's."""
 _EXPLAINED = 8
+_PROMOTED_AT_ONCE = 1024  # per tick: the others follow with the next one
 
 
 class HybridSchedulingPolicy(SchedulingPolicy):
@@ -267,7 +268,9 @@ class HybridSchedulingPolicy(SchedulingPolicy):
 
     def tick(self, now: float) -> None:
         self._now = now
-        while self._ages and self._ages[0][0] <= now:
+        for _ in range(_PROMOTED_AT_ONCE):
+            if not self._ages or self._ages[0][0] > now:
+                break
             at, _, request = heapq.heappop(self._ages)
             # One that came back from an engine has an item of its earlier wait, too.
             if request.waits_in is not None and request.promote_at == at:
