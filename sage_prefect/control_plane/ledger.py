@@ -124,6 +124,10 @@ class Ledger:
         entry.version += 1
         return entry
 
+    def answers(self, engine: str) -> None:
+        """A known engine has answered a request."""
+        self._engines[engine].answered = True
+
     # -- requests enter and leave engines -------------------------------------------------
 
     def charge(self, engine: str, request_id: str) -> EngineEntry:

@@ -228,10 +228,10 @@ class ControlPlaneManager:
         request = self._live.get(event.request_id)
         if request is None or request.state != "running":
             return self._ignore()
-        if request.first_token_at is not None:
+        if request.first_token_at is not None or request.engine is None:
             return self._ignore()
         request.first_token_at = now
-        self._answers(request.engine)
+        self.ledger.answers(request.engine)
         return self._pump(now) if self.policy.first_token(request, now) else []
 
     def _on_progress(self, event: Progress, now: float) -> list[Action]:
@@ -246,8 +246,7 @@ class ControlPlaneManager:
         if request is None or request.state != "running" or request.engine is None:
             return self._ignore()
         event = bounded_done(event)
-        self._answers(request.engine)
-        self._settle(request, event)
+        self._settle(request, event).answered = True
         self._drained.count(now)
         request.note(
             now, "done", prompt_tokens=event.prompt_tokens, output_tokens=event.output_tokens
@@ -340,11 +339,6 @@ class ControlPlaneManager:
 
     def _note_outages(self, models: Iterable[str], now: float) -> None:
         self._outages.note(sorted(models), now, self.limits.unavailable_wait_s)
-
-    def _answers(self, engine: str | None) -> None:
-        entry = self.ledger.get(engine or "")
-        if entry is not None:
-            entry.answered = True
 
     def _may_wait_for_return(self, model: str) -> bool:
         return self.limits.unavailable_wait_s > 0 and self._outages.may_end(model)

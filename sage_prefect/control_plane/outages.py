@@ -66,7 +66,7 @@ class Outages:
     def ended_waits(self, now: float) -> list[tuple[str, float]]:
         """Models of which requests that were queued at (model, since) have waited enough."""
         ended: list[tuple[str, float]] = []
-        while self.next_end() <= now:
+        while self.next_end() <= now < math.inf:
             _, model, since = heapq.heappop(self._ends)
             ended.append((model, since))
         return ended
