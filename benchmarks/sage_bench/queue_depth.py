@@ -97,7 +97,8 @@ class DeepQueue:
             engine = f"e{number % ENGINES}"
             if number % 10 == 9:
                 story = self.manager.explain(name)
-                failed = Failed(name, str(story and story["engine"]), FailureCause.RESET, True)
+                inside = str(story and story["engine"])
+                failed = Failed(name, inside, FailureCause.RESET, retryable=True)
                 self.feed(failed, "failed, retried")
             else:
                 self.feed(Done(name, 500, 100), "done, next dispatched")
@@ -120,13 +121,13 @@ class DeepQueue:
         return story is not None and story["state"] == "running"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=2000)
     parser.add_argument("--policy", default="hybrid", choices=sorted(POLICIES))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)  # as the gateway
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -229,6 +229,10 @@ class Conservation(RuleBasedStateMachine):
         if self.timer is not None and self.now >= self.timer:
             self.timer = None
             self.feed(Timer())
+        for request in self.manager.policy.pending():
+            # Whoever has waited enough was told so by the timer that was asked for.
+            assert request.give_up_at > self.manager._now
+            assert not self.manager._has_waited_enough(request, self.manager._now)
 
     # -- what the manager answers ---------------------------------------------------------
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -277,6 +279,42 @@ def test_a_killed_gateway_leaves_a_log_that_reads_to_its_last_flush(
     replayed = gateway.replayed()
     assert "half-written" in replayed.stdout
     assert f"identical: {len(steps)} steps" in replayed.stdout
+
+
+def test_a_full_disk_stops_the_recording_and_nothing_else(tmp_path: Path) -> None:
+    class Reliable(Random):
+        def random(self) -> float:
+            return 0.999
+
+    server = Engines(0)
+    server.rng = Reliable()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    gateway = Recorded(tmp_path, [f"http://127.0.0.1:{server.server_port}/v1"], "fifo")
+    try:
+        with httpx.Client(base_url=gateway.url(), timeout=60) as client:
+            assert call(client, 1) == 200
+            until(lambda: gateway.log.stat().st_size > 0)
+            # From now on the system refuses to make files longer than this.
+            limit = 20_000
+            resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+            numbers = itertools.cycle((1, 2, 3, 4))
+            while "sage_gateway_recording 1.0" in client.get("/metrics").text:
+                assert call(client, next(numbers)) == 200
+            assert [call(client, number) for number in (1, 2, 3, 4)] == [200] * 4
+        assert gateway.stop(signal.SIGTERM) == 0
+    finally:
+        gateway.process.kill()
+        gateway.process.wait(10)
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    printed = gateway.printed.read_text()
+    assert printed.count("The event log") == 1
+    assert "Serving goes on." in printed
+    assert gateway.log.stat().st_size <= limit
+    replayed = gateway.replayed()
+    assert "identical: " in replayed.stdout
 
 
 def test_a_changed_decision_is_shown(tmp_path: Path, engines: list[str]) -> None:
