@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from sage_prefect import __version__
+
 app = typer.Typer(help="The OpenAI-compatible gateway.", no_args_is_help=True)
 
 
@@ -80,4 +82,7 @@ def replay(
         return
     typer.echo(f"{result.steps} steps are identical, then")
     typer.echo(str(result.difference))
+    recorded_by = recorded.header.settings.get("sage")
+    if recorded_by != __version__:
+        typer.echo(f"It was recorded by SAGE {recorded_by}; this is {__version__}.")
     raise typer.Exit(1)

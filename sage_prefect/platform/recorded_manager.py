@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sage_prefect import __version__
 from sage_prefect.common.errors import CorruptFileError
 from sage_prefect.control_plane.event_json import event_of, to_object
 from sage_prefect.control_plane.events import LimitsChanged
@@ -15,7 +16,12 @@ from sage_prefect.control_plane.strategies import check_policy
 def settings_of(manager: ControlPlaneManager) -> dict[str, Any]:
     """What a replay must know of a manager that has handled nothing yet; plain JSON values."""
     limits = to_object(LimitsChanged(manager.limits))
-    return {"policy": manager.policy.name, "seed": manager.seed, "limits": limits["limits"]}
+    return {
+        "sage": __version__,
+        "policy": manager.policy.name,
+        "seed": manager.seed,
+        "limits": limits["limits"],
+    }
 
 
 def manager_of(settings: Mapping[str, Any]) -> ControlPlaneManager:

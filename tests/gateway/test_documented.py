@@ -62,11 +62,28 @@ def test_error_codes() -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("section", ["queue", "timeouts", "server", "health"])
-def test_settings(section: str) -> None:
-    source = (ROOT / "gateway" / "sage_gateway" / "config.py").read_text()
+@pytest.mark.parametrize(
+    ("section", "file"),
+    [
+        ("queue", "config"),
+        ("timeouts", "config"),
+        ("server", "config"),
+        ("health", "config"),
+        ("recording", "recording"),
+    ],
+)
+def test_settings(section: str, file: str) -> None:
+    source = (ROOT / "gateway" / "sage_gateway" / f"{file}.py").read_text()
     body = source.partition(f'sage.section("{section}")')[2].partition("refuse_unread")[0]
-    keys = re.findall(r'\.(?:integer|seconds|text)\(\s*"(\w+)"', body)
+    keys = re.findall(r'\.(?:integer|seconds|text|choice)\(\s*"(\w+)"', body)
     assert keys
     for key in keys:
         assert f"`sage_settings.{section}.{key}`" in PAGE
+
+
+def test_what_is_said_of_engines() -> None:
+    source = (ROOT / "gateway" / "sage_gateway" / "config_models.py").read_text()
+    keys = re.findall(r'\binfo\.(?:text|choice|integer|number|flag|section)\(\s*"(\w+)"', source)
+    assert {"id", "takes_priority", "profile"} <= set(keys)
+    for key in keys:
+        assert f"`model_list[].model_info.{key}`" in PAGE, key
