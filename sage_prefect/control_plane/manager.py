@@ -419,9 +419,11 @@ class ControlPlaneManager:
             if request.give_up_at <= now:
                 self._dequeue(request)
                 actions.append(self._refuse_late(request, now))
-            elif self._has_waited_enough(request, now):
+            elif (end := self._end_of_wait(request)) <= now:
                 self._dequeue(request)
                 actions.append(self._refuse_unavailable(request))
+            elif end < request.give_up_at:  # the limit has risen meanwhile
+                heapq.heappush(self._expiry, (end, seq, request_id))
         for model, since in self._outages.ended_waits(now):
             for request in self.policy.waiting_for(model):
                 if request.queued_at <= since:
@@ -497,8 +499,7 @@ class ControlPlaneManager:
         heapq.heappush(self._expiry, (request.give_up_at, request.seq, name))
         out = self._outages.since(request.info.model) <= now
         if out:
-            back_by = now + self.limits.unavailable_wait_s
-            heapq.heappush(self._expiry, (back_by, request.seq, name))
+            heapq.heappush(self._expiry, (self._end_of_wait(request), request.seq, name))
         request.note(
             now,
             "queued",
@@ -511,9 +512,10 @@ class ControlPlaneManager:
         )
         self._arm(actions, now)
 
-    def _has_waited_enough(self, request: ScheduledRequest, now: float) -> bool:
+    def _end_of_wait(self, request: ScheduledRequest) -> float:
+        """Until when it waits for an engine to come back; infinity: its model is not out."""
         since = self._outages.since(request.info.model)
-        return max(since, request.queued_at) + self.limits.unavailable_wait_s <= now
+        return max(since, request.queued_at) + self.limits.unavailable_wait_s
 
     def _arm(self, actions: list[Action], now: float) -> None:
         """See to it that a timer comes for what changes by time alone."""

@@ -232,7 +232,7 @@ class Conservation(RuleBasedStateMachine):
         for request in self.manager.policy.pending():
             # Whoever has waited enough was told so by the timer that was asked for.
             assert request.give_up_at > self.manager._now
-            assert not self.manager._has_waited_enough(request, self.manager._now)
+            assert self.manager._end_of_wait(request) > self.manager._now
 
     # -- what the manager answers ---------------------------------------------------------
 

@@ -19,6 +19,7 @@ from sage_prefect.control_plane.events import (
     FailureCause,
     FirstToken,
     Limits,
+    LimitsChanged,
     Reject,
     RequestInfo,
     SetTimer,
@@ -220,3 +221,19 @@ def test_an_engine_that_flaps_costs_no_request_its_place() -> None:
         running = sent[0] if sent else ""
         order += sent
     assert order == names
+
+
+@pytest.mark.parametrize("wait", [4.0, 30.0])
+def test_a_limit_that_changes_counts_for_who_waits(wait: float) -> None:
+    m = manager()
+    m.handle(report(SUSPECT), 1.0)
+    m.handle(arrival("a"), 2.0)
+    m.handle(LimitsChanged(Limits(unavailable_wait_s=wait)), 3.0)
+    m.handle(arrival("b"), 3.0)
+    ended: dict[str, float] = {}
+    for tenth in range(400):
+        now = 3.0 + tenth / 10
+        ended.update(dict.fromkeys(rejected(m.handle(Timer(), now)), now))
+    assert ended["b"] == pytest.approx(3.0 + wait, abs=0.2)
+    # What waits already is looked at again when its old limit has come.
+    assert ended["a"] == pytest.approx(2.0 + max(wait, WAIT), abs=0.2)
