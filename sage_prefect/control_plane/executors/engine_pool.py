@@ -1,7 +1,8 @@
 """The engines that embed one model: their free call slots, and which takes the next batch.
 
 The cheapest engine that finishes within ``IN_TIME`` of the slack gets it: engines that cost
-nothing, then CPUs, then the rest. Where none is in time the one that is done first gets it; if
+nothing, then CPUs, then the rest; those whose accelerator an LLM engine needs for itself come last.
+Where none is in time the one that is done first gets it; if
 that one has no free slot the batch waits for it, rather than miss on an engine that is slower
 still.
 """
@@ -9,12 +10,14 @@ still.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 from sage_prefect.control_plane.events import EngineSpec, EngineState
 from sage_prefect.control_plane.executors.embedding_engine import IN_TIME, EmbeddingEngine
+
+_MAY_SERVE = (EngineState.READY, EngineState.WARMING, EngineState.COLD)
 
 SCAN = 16
 """Free engines that are looked at per tier, and full ones."""
@@ -31,11 +34,17 @@ class Need:
 
 
 class EnginePool:
-    """All engines of one model. A choice looks at ``3 * SCAN`` free engines and ``SCAN`` full."""
+    """All engines of one model. A choice looks at ``3 * SCAN`` free engines and ``SCAN`` full.
 
-    __slots__ = ("_engines", "_free", "_full")
+    Args:
+        is_crowded: whether another call in the engine of this name would break what an LLM engine
+            on its accelerator has promised.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_engines", "_free", "_full", "_is_crowded")
+
+    def __init__(self, is_crowded: Callable[[str], bool]) -> None:
+        self._is_crowded = is_crowded
         self._engines: dict[str, EmbeddingEngine] = {}
         # In order of becoming free (or full), so that a scan starts with the longest idle.
         self._free: tuple[dict[str, EmbeddingEngine], ...] = ({}, {}, {})
@@ -82,6 +91,37 @@ class EnginePool:
         elif engine.leaving and not engine.calls:
             del self._engines[name]
 
+    def has_other(self, avoid: frozenset[str]) -> bool:
+        """Whether an engine that is not to be avoided serves, or will soon."""
+        return any(
+            engine.state in _MAY_SERVE and not engine.leaving and name not in avoid
+            for name, engine in self._engines.items()
+        )
+
+    def rate(self) -> float:
+        """Tokens per second of the engines that serve (of ``SCAN`` of them and the rest alike)."""
+        serving = [engine for engine in self._engines.values() if engine.serving]
+        seen = serving[:SCAN]
+        total = sum(1.0 / engine.cost.alpha for engine in seen)
+        return total * len(serving) / len(seen) if seen else 0.0
+
+    def any_cost(self) -> EmbeddingEngine | None:
+        """Some engine, to tell costs by; None when there is none."""
+        return next(iter(self._engines.values()), None)
+
+    def listed(self, now: float, most: int) -> list[dict[str, object]]:
+        """For ``explain``: up to ``most`` engines."""
+        return [
+            {
+                "engine": engine.name,
+                "state": engine.state.value,
+                "calls": [len(engine.calls), engine.slots],
+                "wait_s": round(engine.wait_s(now), 4),
+                "tier": engine.tier,
+            }
+            for engine in islice(self._engines.values(), most)
+        ]
+
     def may_take(self, avoid: frozenset[str]) -> frozenset[str]:
         """``avoid``, or nothing if no engine outside it serves: better a doubtful one than none."""
         if not avoid:
@@ -97,7 +137,7 @@ class EnginePool:
 
         Infinity: until an engine becomes free.
         """
-        in_time: tuple[int, float, float] | None = None
+        in_time: tuple[bool, int, float, float] | None = None
         cheapest: EmbeddingEngine | None = None
         soonest, first_s = None, math.inf
         for engine in self._scan(need.avoid):
@@ -109,7 +149,8 @@ class EnginePool:
             calls = math.ceil(need.rest / budget)
             whole = wait + calls * engine.cost.s0 + engine.cost.alpha * need.rest
             if whole <= IN_TIME * need.slack_s:
-                score = (engine.tier, engine.spec.price * whole, whole)
+                crowded = self._is_crowded(engine.name)
+                score = (crowded, engine.tier, engine.spec.price * whole, whole)
                 if in_time is None or score < in_time:
                     in_time, cheapest = score, engine
         if cheapest is not None:
