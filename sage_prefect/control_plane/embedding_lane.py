@@ -82,6 +82,8 @@ class EmbeddingLane:
         self._executors = ExecutorPool(ledger, self._is_crowded)
         self._members: dict[str, _Member] = {}
         self._batches: dict[int, _OpenBatch] = {}
+        # A request that comes back may still have an item here: items never compare equal.
+        self._pushed = 0
         self._ages: list[tuple[float, int, _Member]] = []
         self._queued_s: dict[tuple[str, Band], float] = {}
         self._within_at: dict[tuple[str, Band], float] = {}
@@ -358,7 +360,8 @@ class EmbeddingLane:
     def _grow_old(self, member: _Member, now: float) -> None:
         limit = self.policy.age_limit_s(member.request.band)
         if limit is not None:
-            heapq.heappush(self._ages, (now + limit, member.request.seq, member))
+            self._pushed += 1
+            heapq.heappush(self._ages, (now + limit, self._pushed, member))
             if len(self._ages) > 1024 and len(self._ages) > 4 * len(self._members):
                 self._ages = [item for item in self._ages if self._is_here(item[2])]
                 heapq.heapify(self._ages)

@@ -191,8 +191,8 @@ class ControlPlaneManager:
         return actions
 
     def _on_first_token(self, event: FirstToken, now: float) -> list[Action]:
-        request = self._book.live.get(event.request_id)
-        if request is None or request.state != "running":
+        request = self._in_engine(event.request_id)
+        if request is None:
             return self._ignore()
         if request.first_token_at is not None:
             return self._ignore()
@@ -200,15 +200,15 @@ class ControlPlaneManager:
         return self._pump(now) if self.policy.first_token(request, now) else []
 
     def _on_progress(self, event: Progress, now: float) -> list[Action]:
-        request = self._book.live.get(event.request_id)
-        if request is None or request.state != "running" or not is_count(event.chunks):
+        request = self._in_engine(event.request_id)
+        if request is None or not is_count(event.chunks):
             return self._ignore()
         request.chunks += event.chunks
         return self._pump(now) if self.policy.progressed(request, event.chunks, now) else []
 
     def _on_done(self, event: Done, now: float) -> list[Action]:
-        request = self._book.live.get(event.request_id)
-        if request is None or request.state != "running" or request.engine is None:
+        request = self._in_engine(event.request_id)
+        if request is None:
             return self._ignore()
         event = bounded_done(event)
         self._settle(request, event)
@@ -220,8 +220,8 @@ class ControlPlaneManager:
         return self._pump(now)
 
     def _on_failed(self, event: Failed, now: float) -> list[Action]:
-        request = self._book.live.get(event.request_id)
-        if request is None or request.state != "running" or request.engine != event.engine:
+        request = self._in_engine(event.request_id)
+        if request is None or request.engine != event.engine:
             return self._ignore()
         self._settle(request)
         request.tried = request.tried | {event.engine}
@@ -409,6 +409,13 @@ class ControlPlaneManager:
         if len(policy) or len(self._lane):
             self._arm(actions, now)
         return actions
+
+    def _in_engine(self, request_id: str) -> ScheduledRequest | None:
+        """The request of this id, if it is inside an engine by itself, not in a batch."""
+        request = self._book.live.get(request_id)
+        if request is None or request.state != "running" or request_id in self._lane:
+            return None
+        return request
 
     def _give_up_late(self, now: float) -> list[Action]:
         actions: list[Action] = []

@@ -38,6 +38,8 @@ class RequestBook:
         self._remember = remember
         self._seq = 0
         self._ended: OrderedDict[str, ScheduledRequest] = OrderedDict()
+        # A request that is queued again has a second item here: items never compare equal.
+        self._pushed = 0
         self._expiry: list[tuple[float, int, ScheduledRequest]] = []
 
     def find(self, request_id: str) -> ScheduledRequest | None:
@@ -92,7 +94,8 @@ class RequestBook:
         request.give_up_at = request.queued_at + self.limits.queue_timeout_s
         if request.info.deadline is not None:
             request.give_up_at = min(request.give_up_at, request.info.deadline)
-        heapq.heappush(self._expiry, (request.give_up_at, request.seq, request))
+        self._pushed += 1
+        heapq.heappush(self._expiry, (request.give_up_at, self._pushed, request))
 
     def next_expiry(self) -> float:
         """When the next queued request is to be given up; infinity: none."""

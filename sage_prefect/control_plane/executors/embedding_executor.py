@@ -328,6 +328,7 @@ class EmbeddingExecutor:
             slack_s=sheaf.deadline - now,
             latency_slack_s=self._slack.at(now),
             avoid=self._pool.may_take(shelf.avoid),
+            ahead=sum(self._waiting.tokens[: shelf.band + 1]) * self._scale,
         )
 
     def _form(
@@ -335,7 +336,8 @@ class EmbeddingExecutor:
     ) -> BatchDraft:
         waits = self._waiting.tokens
         scale = self._scale
-        part = self._pool.part_of(engine) * scale
+        # On an accelerator that is shared each call's fixed cost is taken from the neighbour.
+        part = scale if self._pool.is_crowded(engine) else self._pool.part_of(engine) * scale
         tokens = engine.call_tokens(
             sheaf.head_input().tokens * scale,
             sheaf.deadline - now,

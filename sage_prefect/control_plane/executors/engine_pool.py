@@ -1,10 +1,10 @@
 """The engines that embed one model: their free call slots, and which takes the next batch.
 
 The cheapest engine that finishes within ``IN_TIME`` of the slack gets it: engines that cost
-nothing, then CPUs, then the rest; those whose accelerator an LLM engine needs for itself come last.
-Where none is in time the one that is done first gets it; if
-that one has no free slot the batch waits for it, rather than miss on an engine that is slower
-still.
+nothing, then CPUs, then the rest. One whose accelerator an LLM engine needs for itself comes last,
+and only once the others would need more than ``HOLD`` of the slack for all that waits. Where none
+is in time the one that is done first gets it; if that one has no free slot the batch waits for it,
+rather than miss on an engine that is slower still.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from itertools import islice
 from sage_prefect.control_plane.events import EngineSpec, EngineState
 from sage_prefect.control_plane.executors.embedding_engine import IN_TIME, EmbeddingEngine
 
+_LOOK_AGAIN_S = 0.25
 _MAY_SERVE = (EngineState.READY, EngineState.WARMING, EngineState.COLD)
 
+HOLD, LONGEST_HOLD_S = 0.35, 30.0
 SCAN = 16
 """Free engines that are looked at per tier, and full ones."""
 
@@ -31,6 +33,8 @@ class Need:
     slack_s: float
     latency_slack_s: float
     avoid: frozenset[str]
+    ahead: float = 0.0
+    """Tokens that wait in its band and more urgent ones, its own among them."""
 
 
 class EnginePool:
@@ -153,16 +157,31 @@ class EnginePool:
                 score = (crowded, engine.tier, engine.spec.price * whole, whole)
                 if in_time is None or score < in_time:
                     in_time, cheapest = score, engine
-        if cheapest is not None:
+        if cheapest is not None and in_time is not None:
+            if in_time[0] and self._others_will_do(need, now):
+                return None, now + _LOOK_AGAIN_S
             return cheapest, now
         if soonest is None:
             return None, math.inf
         return self._or_wait(soonest, first_s, need, now)
 
+    def is_crowded(self, engine: EmbeddingEngine) -> bool:
+        """Whether an LLM engine needs its accelerator for itself."""
+        return self._is_crowded(engine.name)
+
     def part_of(self, engine: EmbeddingEngine) -> float:
-        """What ``engine``, which is free, can do of all that the free engines can do."""
+        """What ``engine``, which is free, can do of all that the free engines can do.
+
+        Beside an idle engine only idle ones count: a call that waits behind another one gains
+        nothing from being short.
+        """
         rate = 1.0 / engine.cost.alpha
-        others = sum(1.0 / one.cost.alpha for one in self._scan(frozenset((engine.name,))))
+        idle = not engine.calls
+        others = sum(
+            1.0 / one.cost.alpha
+            for one in self._scan(frozenset((engine.name,)))
+            if not (idle and one.calls)
+        )
         return rate / (rate + others)
 
     # -- inside ---------------------------------------------------------------------------
@@ -172,6 +191,16 @@ class EnginePool:
             for engine in islice(free.values(), SCAN):
                 if engine.name not in avoid:
                     yield engine
+
+    def _others_will_do(self, need: Need, now: float) -> bool:
+        """Whether full engines on no crowded accelerator can take all that waits, soon enough."""
+        rate, wait = 0.0, math.inf
+        for engine in islice(self._full.values(), SCAN):
+            if engine.name not in need.avoid and not self._is_crowded(engine.name):
+                rate += 1.0 / engine.cost.alpha
+                wait = min(wait, engine.wait_s(now))
+        allowed = min(LONGEST_HOLD_S, HOLD * need.slack_s)
+        return rate > 0 and wait + need.ahead / rate <= allowed
 
     def _or_wait(
         self, soonest: EmbeddingEngine, first_s: float, need: Need, now: float
