@@ -231,6 +231,9 @@ def _deployment(entry: Section, warnings: list[str]) -> EngineConfig:
         max_concurrency=info.integer("max_concurrency", 8, least=1, most=100_000),
         api_key=api_key,
         first_byte_s=timeout,
+        max_batch_tokens=info.integer("max_batch_tokens", 0, least=1) or None,
+        max_batch_inputs=info.integer("max_batch_inputs", 0, least=1, most=2048) or None,
+        accelerator=info.text("accelerator"),
     )
     for section in (params, info, entry):
         warnings += [f"{section.name(key)} is not honoured." for key in section.unread()]
@@ -264,8 +267,19 @@ def _joined(before: EngineConfig, after: EngineConfig, index: int) -> EngineConf
                 f"model_list[{index}] names engine {before.name!r} again, with another {what}.",
                 hint="Give each engine its own model_info.id.",
             )
-    window = min(before.max_concurrency, after.max_concurrency)
-    return replace(before, models=before.models + after.models, max_concurrency=window)
+    return replace(
+        before,
+        models=before.models + after.models,
+        max_concurrency=min(before.max_concurrency, after.max_concurrency),
+        max_batch_tokens=_lower(before.max_batch_tokens, after.max_batch_tokens),
+        max_batch_inputs=_lower(before.max_batch_inputs, after.max_batch_inputs),
+        accelerator=before.accelerator or after.accelerator,
+    )
+
+
+def _lower(one: int | None, other: int | None) -> int | None:
+    given = [value for value in (one, other) if value is not None]
+    return min(given, default=None)
 
 
 # -- the other sections -----------------------------------------------------------------------

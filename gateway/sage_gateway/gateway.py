@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 
 from sage_gateway.auth import KeyRing
+from sage_gateway.batch_courier import BatchCourier
 from sage_gateway.config import GatewayConfig
 from sage_gateway.engines import EngineConfig, EngineRegistry
 from sage_gateway.health import HealthMonitor
@@ -40,6 +41,8 @@ class Gateway:
         self.engines = EngineRegistry(config.timeouts)
         self.health = HealthMonitor(self.engines, self.scheduler, config.health)
         self.metrics = GatewayMetrics(lambda: self.manager.queued, self._gauges)
+        self.courier = BatchCourier(self.engines, self.scheduler, self.health, self.metrics)
+        self.scheduler.courier = self.courier
         self.inference = InferenceService(
             self.engines, self.scheduler, self.health, self.metrics, config.server
         )
@@ -92,6 +95,7 @@ class Gateway:
     async def close(self) -> None:
         """Stop probes and timers; close idle connections."""
         self.scheduler.close()
+        await self.courier.close()
         await self.health.close()
         self.engines.close()
 

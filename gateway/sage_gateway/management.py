@@ -37,6 +37,15 @@ class EngineIn(BaseModel):
     driver: str = Field("openai", max_length=64)
     device: str = Field("cpu", max_length=64)
     max_concurrency: int = Field(8, ge=1, le=100_000, description="The engine's window.")
+    max_batch_tokens: int | None = Field(
+        None, ge=1, description="Tokens of one embedding call; default by device."
+    )
+    max_batch_inputs: int | None = Field(
+        None, ge=1, le=2048, description="Inputs of one embedding call; default by driver."
+    )
+    accelerator: str | None = Field(
+        None, max_length=128, description="The physical device; engines that name one share it."
+    )
     api_key: str | None = Field(None, description="Key of the engine; never shown again.")
     upstream_model: str | None = Field(
         None, max_length=256, description="The model's name at the engine, where it differs."
@@ -52,6 +61,9 @@ class EngineIn(BaseModel):
             device=self.device,
             max_concurrency=self.max_concurrency,
             api_key=self.api_key,
+            max_batch_tokens=self.max_batch_tokens,
+            max_batch_inputs=self.max_batch_inputs,
+            accelerator=self.accelerator,
             origin="management",
         )
 
