@@ -39,7 +39,8 @@ class ExecutorPool:
         self._touched: dict[str, None] = {}
         self._wake: dict[str, float] = {}
         self._slots: dict[tuple[str, str], int] = {}
-        self._of_engine: dict[str, set[str]] = {}
+        self._of_engine: dict[str, dict[str, None]] = {}
+        """Models whose executors know an engine, in order of notice."""
 
     def of(self, model: str) -> EmbeddingExecutor:
         """The model's executor; a new one knows all engines of the model."""
@@ -55,13 +56,14 @@ class ExecutorPool:
         """An engine came, left, or changed its state or specification."""
         name = entry.name
         models = () if entry.leaving else entry.spec.models
-        for model in sorted(self._of_engine.get(name, set()).difference(models)):
-            self._of_engine[name].discard(model)
+        known = self._of_engine.get(name, {})
+        for model in [model for model in known if model not in models]:
+            del known[model]
             self._slots.pop((name, model), None)
             self._executors[model].engine_gone(name)
             self.touch(model)  # what avoided other engines for it may have to go there
-        if not self._of_engine.get(name, True):
-            del self._of_engine[name]
+        if not known:
+            self._of_engine.pop(name, None)
         for model in models:
             executor = self._executors.get(model)
             if executor is not None:
@@ -123,6 +125,6 @@ class ExecutorPool:
     def _tell(self, executor: EmbeddingExecutor, entry: EngineEntry) -> None:
         slots = self._free_slots(executor, entry)
         self._slots[entry.name, executor.model] = slots
-        self._of_engine.setdefault(entry.name, set()).add(executor.model)
+        self._of_engine.setdefault(entry.name, {})[executor.model] = None
         executor.engine_changed(entry.name, entry.spec, entry.state, slots)
         self.touch(executor.model)

@@ -129,6 +129,11 @@ class ControlPlaneManager:
         return self._book.queued
 
     @property
+    def limits(self) -> Limits:
+        """Caps of queue and retries in force."""
+        return self._book.limits
+
+    @property
     def queued_bytes(self) -> int:
         """Bytes of their bodies."""
         return self._book.queued_bytes
