@@ -7,13 +7,13 @@ policy; what is queued and not begun moves. Everything here costs O(log n) per b
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from sage_prefect.control_plane.admission import retry_after_s
+from sage_prefect.control_plane.age_heap import AgeHeap
 from sage_prefect.control_plane.event_bounds import is_count
 from sage_prefect.control_plane.events import (
     AbortBatch,
@@ -29,11 +29,9 @@ from sage_prefect.control_plane.ledger import EngineEntry, Ledger
 from sage_prefect.control_plane.refusals import batch_failure_reply
 from sage_prefect.control_plane.request_book import RequestBook
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest
+from sage_prefect.control_plane.standing_wait import Flow, StandingWait
 from sage_prefect.control_plane.strategies.base import Refusal, SchedulingPolicy
 
-_STANDING_S = 0.1
-"""A queue must be over its bound for so long before anything is refused: bursts drain."""
-_KEPT_TENANTS = 10_000
 _NOTED_BATCHES = 32  # a request of thousands of inputs goes in many; explain tells the first ones
 
 
@@ -49,6 +47,9 @@ class _Member:
     """Batches inside engines that hold inputs of it."""
     begun: bool = False
     """Some input of it has been answered."""
+    since: float = 0.0
+    """When it came into its band."""
+    ages_at: float = math.inf
 
 
 @dataclass(slots=True, eq=False)
@@ -82,12 +83,11 @@ class EmbeddingLane:
         self._executors = ExecutorPool(ledger, self._is_crowded)
         self._members: dict[str, _Member] = {}
         self._batches: dict[int, _OpenBatch] = {}
-        # A request that comes back may still have an item here: items never compare equal.
-        self._pushed = 0
-        self._ages: list[tuple[float, int, _Member]] = []
-        self._queued_s: dict[tuple[str, Band], float] = {}
-        self._within_at: dict[tuple[str, Band], float] = {}
-        """When a tenant's predicted wait was last within bounds."""
+        self._ages: AgeHeap[_Member] = AgeHeap(self._is_here)
+        self._waits = StandingWait()
+        self._fresh: list[_Member] = []
+        """Joined, or came back, since the last look for batches."""
+        self._queued_s: dict[Flow, float] = {}
 
     def __len__(self) -> int:
         """Queued and running requests."""
@@ -113,14 +113,14 @@ class EmbeddingLane:
         self.policy.promise(request, now)
         executor = self._executors.of(request.info.model)
         flow = (request.info.tenant, request.band)
-        member = _Member(request, executor, executor.cost_s(request))
+        member = _Member(request, executor, executor.cost_s(request), since=now)
         queued_s = self._queued_s.get(flow, 0.0) + member.cost_s
         self._queued_s[flow] = queued_s
         debt_s = self.policy.debt_s(request, queued_s)
         executor.add(request, request.band, request.due, debt_s)
         self._members[request.request_id] = member
         self._executors.touch(request.info.model)
-        self._grow_old(member, now)
+        self._fresh.append(member)
 
     def admit(self, request: ScheduledRequest, now: float) -> Refusal | None:
         """Whether a new request, which no engine took at once, may stay."""
@@ -129,12 +129,7 @@ class EmbeddingLane:
             return None
         flow = (request.info.tenant, request.band)
         wait = self._executors.of(request.info.model).wait_s(request.band)
-        if wait <= allowed or flow not in self._within_at:
-            if len(self._within_at) >= _KEPT_TENANTS:
-                self._within_at.clear()
-            self._within_at[flow] = now
-            return None
-        if now - self._within_at[flow] < _STANDING_S:
+        if not self._waits.is_too_long(flow, wait, allowed, now):
             return None
         return Refusal(
             f"The request would wait about {wait:.1f} s, more than its band allows.",
@@ -185,6 +180,10 @@ class EmbeddingLane:
         self._executors.wake(now)
         while (formed := self._executors.next_batch(now)) is not None:
             actions.append(self._send(formed, now))
+        for member in self._fresh:
+            if self._is_here(member) and member.request.is_queued:
+                self._grow_old(member)
+        self._fresh.clear()
         return actions
 
     def batch_ended(self, event: BatchDone | BatchFailed, now: float) -> list[Action] | None:
@@ -210,25 +209,24 @@ class EmbeddingLane:
 
     def wake_at(self) -> float:
         """When something changes by time alone; infinity: never."""
-        while self._ages and not self._is_here(self._ages[0][2]):
-            heapq.heappop(self._ages)
-        at = self._ages[0][0] if self._ages else math.inf
-        return min(at, self._executors.wake_at())
+        return min(self._ages.next_at(), self._executors.wake_at())
 
     def tick(self, now: float) -> None:
         """Move up by one band what has waited for long."""
         self._now = now
-        while self._ages and self._ages[0][0] <= now:
-            _, _, member = heapq.heappop(self._ages)
+        for member in self._ages.old(now):
             request = member.request
-            if not self._is_here(member) or request.band is Band.CRITICAL:
+            limit = self.policy.age_limit_s(request.band)
+            if limit is None or now < member.since + limit:
+                self._grow_old(member)  # the limit was changed
                 continue
             self._uncount_cost(member)
             request.band = Band(request.band - 1)
             request.note(now, "moved up", band=request.band.label)
-            member.executor.promote(request.request_id, request.band)
+            member.executor.promote(request.request_id, request.band, now)
             self._executors.touch(request.info.model)
-            self._grow_old(member, now)
+            member.since = now
+            self._grow_old(member)
 
     # -- inside ---------------------------------------------------------------------------
 
@@ -316,6 +314,7 @@ class EmbeddingLane:
         self._book.enqueue(request, now)
         if self._ledger.pool(request.info.model):
             self._book.limit_wait(request)
+            self._fresh.append(member)
             return []
         aborted = self.remove(request, "no engine is left")
         self._book.dequeue(request)
@@ -357,14 +356,10 @@ class EmbeddingLane:
         else:
             self._queued_s.pop(flow, None)
 
-    def _grow_old(self, member: _Member, now: float) -> None:
+    def _grow_old(self, member: _Member) -> None:
         limit = self.policy.age_limit_s(member.request.band)
         if limit is not None:
-            self._pushed += 1
-            heapq.heappush(self._ages, (now + limit, self._pushed, member))
-            if len(self._ages) > 1024 and len(self._ages) > 4 * len(self._members):
-                self._ages = [item for item in self._ages if self._is_here(item[2])]
-                heapq.heapify(self._ages)
+            self._ages.push(member, member.since + limit)
 
     def _is_here(self, member: _Member) -> bool:
         return self._members.get(member.request.request_id) is member

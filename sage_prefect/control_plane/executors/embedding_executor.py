@@ -212,11 +212,17 @@ class EmbeddingExecutor:
             return ()
         return self._batches.unwant(self._ledger.close(request, InputState.REMOVED))
 
-    def promote(self, request_id: str, band: Band) -> None:
-        """A request has waited long: what is queued of it goes on in another band."""
+    def promote(self, request_id: str, band: Band, now: float = math.inf) -> None:
+        """A request has waited long: what is queued of it goes on in another band.
+
+        Args:
+            now: its place there is that of a request which is due at this time.
+        """
         request = self._ledger.requests.get(request_id)
         if request is not None and request.band is not band:
             request.band = band
+            due, debt_s, seq = request.order
+            request.order = (min(due, now), debt_s, seq)
             self._ledger.refile(request)
 
     # -- engines --------------------------------------------------------------------------
