@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sage_prefect.control_plane.events import Arrival, Done, Failed, Limits
+from sage_gateway.engines import ServedModel
+from sage_prefect.control_plane.events import Arrival, BatchDone, Done, Failed, Limits
 from sage_prefect.control_plane.manager import ControlPlaneManager
 from sage_prefect.platform.event_log import EventLogWriter, read_log, replay
 
@@ -40,6 +41,7 @@ async def test_a_live_log_replays(
         gateway = await lab.gateway(
             lab.engine(good, "good", max_concurrency=1),
             lab.engine(bad, "bad", max_concurrency=1),
+            lab.engine(good, "embed", max_concurrency=1, models=(ServedModel("e", "embedding"),)),
             policy=policy,
             scheduling=LIMITS,
         )
@@ -47,6 +49,12 @@ async def test_a_live_log_replays(
         calls = [
             asyncio.ensure_future(gateway.chat(messages=messages, stream=i % 2 == 0))
             for i in range(12)
+        ]
+        calls += [
+            asyncio.ensure_future(
+                gateway.client.post("/v1/embeddings", json={"model": "e", "input": SECRET + str(i)})
+            )
+            for i in range(3)
         ]
         for call in calls[::5]:
             await asyncio.sleep(0)
@@ -58,7 +66,9 @@ async def test_a_live_log_replays(
         await lab.close()
     assert writer.stopped is None
     log = read_log(tmp_path / "log")
-    assert {Arrival, Done, Failed} <= {type(step.event) for step in log}
+    told = {type(step.event) for step in log}
+    assert {Arrival, Done, Failed} <= told
+    assert (BatchDone in told) is (policy == "hybrid")
     replayed = replay(log, lambda: ControlPlaneManager(policy, LIMITS))
     assert replayed.difference is None, str(replayed.difference)
     assert replayed.steps == writer.steps
