@@ -374,6 +374,6 @@ class EmbeddingLane:
 
     def _is_crowded(self, engine: str) -> bool:
         entry = self._ledger.get(engine)
-        if entry is None or entry.spec.accelerator is None:
+        if entry is None:
             return False
         return any(self.policy.is_crowded(other, self._now) for other in self._ledger.beside(entry))

@@ -20,7 +20,7 @@ from sage_prefect.control_plane.event_bounds import is_count
 from sage_prefect.control_plane.events import Band, BatchPart, EngineSpec, EngineState
 from sage_prefect.control_plane.executors.batch_draft import MAX_INPUTS, BatchDraft
 from sage_prefect.control_plane.executors.batch_filling import fill
-from sage_prefect.control_plane.executors.call_budget import LatencySlack
+from sage_prefect.control_plane.executors.call_budget import LatencySlack, worthwhile
 from sage_prefect.control_plane.executors.embedding_engine import EmbeddingEngine, Load
 from sage_prefect.control_plane.executors.engine_pool import EnginePool, Need
 from sage_prefect.control_plane.executors.input_ledger import InputLedger
@@ -135,21 +135,7 @@ class EmbeddingExecutor:
 
         Empty for a request that is not here.
         """
-        request = self._ledger.requests.get(request_id)
-        if request is None:
-            return {}
-        states = [one.state for one in request.inputs]
-        inside = {
-            self._batches.engine_of(one.batch_id)
-            for one in request.inputs
-            if one.state is _IN_FLIGHT
-        }
-        live = (InputState.QUEUED, _IN_FLIGHT, InputState.DONE)
-        return {
-            "inputs": len(states),
-            **{state.value: states.count(state) for state in live},
-            "engines": sorted(inside),
-        }
+        return self._ledger.story(request_id, self._batches.engine_of)
 
     # -- requests -------------------------------------------------------------------------
 
@@ -342,8 +328,7 @@ class EmbeddingExecutor:
     ) -> BatchDraft:
         waits = self._waiting.tokens
         scale = self._scale
-        # On an accelerator that is shared each call's fixed cost is taken from the neighbour.
-        part = scale if self._pool.is_crowded(engine) else self._pool.part_of(engine) * scale
+        part = scale * self._part(engine, scale * sum(waits))
         tokens = engine.call_tokens(
             sheaf.head_input().tokens * scale,
             sheaf.deadline - now,
@@ -363,6 +348,13 @@ class EmbeddingExecutor:
         ]
         fill(draft, self._waiting, shelf, company, tokens / scale)
         return draft
+
+    def _part(self, engine: EmbeddingEngine, tokens: float) -> float:
+        """The part of all that waits which ``engine`` is to take, as far as its calls hold it."""
+        if tokens <= worthwhile(engine.cost):
+            return 1.0  # one short call
+        # On an accelerator that is shared each call's fixed cost is taken from the neighbour.
+        return 1.0 if self._pool.is_crowded(engine) else self._pool.part_of(engine)
 
     def _send(
         self, engine: EmbeddingEngine, draft: BatchDraft, apart: bool, now: float

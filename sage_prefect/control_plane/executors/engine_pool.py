@@ -153,7 +153,7 @@ class EnginePool:
             calls = math.ceil(need.rest / budget)
             whole = wait + calls * engine.cost.s0 + engine.cost.alpha * need.rest
             if whole <= IN_TIME * need.slack_s:
-                crowded = self._is_crowded(engine.name)
+                crowded = self.is_crowded(engine)
                 score = (crowded, engine.tier, engine.spec.price * whole, whole)
                 if in_time is None or score < in_time:
                     in_time, cheapest = score, engine
@@ -167,7 +167,7 @@ class EnginePool:
 
     def is_crowded(self, engine: EmbeddingEngine) -> bool:
         """Whether an LLM engine needs its accelerator for itself."""
-        return self._is_crowded(engine.name)
+        return engine.spec.accelerator is not None and self._is_crowded(engine.name)
 
     def part_of(self, engine: EmbeddingEngine) -> float:
         """What ``engine``, which is free, can do of all that the free engines can do.
@@ -196,7 +196,7 @@ class EnginePool:
         """Whether full engines on no crowded accelerator can take all that waits, soon enough."""
         rate, wait = 0.0, math.inf
         for engine in islice(self._full.values(), SCAN):
-            if engine.name not in need.avoid and not self._is_crowded(engine.name):
+            if engine.name not in need.avoid and not self.is_crowded(engine):
                 rate += 1.0 / engine.cost.alpha
                 wait = min(wait, engine.wait_s(now))
         allowed = min(LONGEST_HOLD_S, HOLD * need.slack_s)
