@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sage_prefect.control_plane.admission import retry_after_s
@@ -25,31 +25,16 @@ from sage_prefect.control_plane.events import (
 )
 from sage_prefect.control_plane.executor_pool import ExecutorPool, Formed
 from sage_prefect.control_plane.executors.embedding_executor import EmbeddingExecutor
+from sage_prefect.control_plane.lane_member import LaneMember
 from sage_prefect.control_plane.ledger import EngineEntry, Ledger
 from sage_prefect.control_plane.refusals import batch_failure_reply
 from sage_prefect.control_plane.request_book import RequestBook
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 from sage_prefect.control_plane.standing_wait import Flow, StandingWait
 from sage_prefect.control_plane.strategies.base import Refusal, SchedulingPolicy
+from sage_prefect.control_plane.tenant_gate import TenantGate
 
 _NOTED_BATCHES = 32  # a request of thousands of inputs goes in many; explain tells the first ones
-
-
-@dataclass(slots=True, eq=False)
-class _Member:
-    """A request of the lane."""
-
-    request: ScheduledRequest
-    executor: EmbeddingExecutor
-    cost_s: float
-    """Counted for its tenant until its first batch is charged."""
-    batches: set[int] = field(default_factory=set)
-    """Batches inside engines that hold inputs of it."""
-    begun: bool = False
-    """Some input of it has been answered."""
-    since: float = 0.0
-    """When it came into its band."""
-    ages_at: float = math.inf
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +43,7 @@ class _OpenBatch:
 
     executor: EmbeddingExecutor
     engine: str
-    members: list[tuple[_Member, float]]
+    members: list[tuple[LaneMember, float]]
     """Its requests, each with what its tenant was charged."""
     policy: SchedulingPolicy
     """Has the accounts that were charged."""
@@ -81,11 +66,12 @@ class EmbeddingLane:
         self._book = book
         self._now = -math.inf
         self._executors = ExecutorPool(ledger, self._is_crowded)
-        self._members: dict[str, _Member] = {}
+        self._members: dict[str, LaneMember] = {}
         self._batches: dict[int, _OpenBatch] = {}
-        self._ages: AgeHeap[_Member] = AgeHeap(self._is_here)
+        self._ages: AgeHeap[LaneMember] = AgeHeap(self._is_here)
         self._waits = StandingWait()
-        self._fresh: list[_Member] = []
+        self._gate: TenantGate[LaneMember] = TenantGate(self._most_running)
+        self._fresh: list[LaneMember] = []
         """Joined, or came back, since the last look for batches."""
         self._queued_s: dict[Flow, float] = {}
 
@@ -112,15 +98,13 @@ class EmbeddingLane:
         self._now = now
         self.policy.promise(request, now)
         executor = self._executors.of(request.info.model)
-        flow = (request.info.tenant, request.band)
-        member = _Member(request, executor, executor.cost_s(request), since=now)
-        queued_s = self._queued_s.get(flow, 0.0) + member.cost_s
-        self._queued_s[flow] = queued_s
-        debt_s = self.policy.debt_s(request, queued_s)
-        executor.add(request, request.band, request.due, debt_s)
+        member = LaneMember(request, executor, 0.0, since=now)
         self._members[request.request_id] = member
-        self._executors.touch(request.info.model)
         self._fresh.append(member)
+        if self._gate.come(member):
+            self._enter(member)
+        else:
+            request.note(now, "held back", why="its tenant is at its limit of running requests")
 
     def admit(self, request: ScheduledRequest, now: float) -> Refusal | None:
         """Whether a new request, which no engine took at once, may stay."""
@@ -143,7 +127,7 @@ class EmbeddingLane:
             AbortBatch for each batch that nobody waits for now. Their books are closed.
         """
         member = self._members[request.request_id]
-        orphaned = member.executor.remove(request.request_id)
+        orphaned = member.executor.remove(request.request_id) if member.inside else ()
         self._forget(member)
         return [action for batch_id in orphaned for action in self._abort(batch_id, reason)]
 
@@ -158,6 +142,11 @@ class EmbeddingLane:
         for request in left:
             self.remove(request, "policy changed")
         return left
+
+    def limits_changed(self) -> None:
+        """Tenants may have more, or fewer, requests running."""
+        for member in self._gate.reopen(self._is_here):
+            self._enter(member)
 
     # -- engines --------------------------------------------------------------------------
 
@@ -229,6 +218,17 @@ class EmbeddingLane:
             self._grow_old(member)
 
     # -- inside ---------------------------------------------------------------------------
+
+    def _enter(self, member: LaneMember) -> None:
+        """Its executor gets it, and may send it from now on."""
+        request, executor = member.request, member.executor
+        flow = (request.info.tenant, request.band)
+        member.cost_s = executor.cost_s(request)
+        queued_s = self._queued_s.get(flow, 0.0) + member.cost_s
+        self._queued_s[flow] = queued_s
+        debt_s = self.policy.debt_s(request, queued_s)
+        executor.add(request, request.band, request.due, debt_s)
+        self._executors.touch(executor.model)
 
     def _send(self, formed: Formed, now: float) -> DispatchBatch:
         executor, batch_id, engine, parts = formed
@@ -307,7 +307,7 @@ class EmbeddingLane:
             actions += self._abort(batch_id, "its requests have failed")
         return actions
 
-    def _queue_again(self, member: _Member, now: float) -> list[Action]:
+    def _queue_again(self, member: LaneMember, now: float) -> list[Action]:
         """Nothing of it is inside an engine now, and some of it is still to go."""
         request = member.request
         self.running -= 1
@@ -341,13 +341,16 @@ class EmbeddingLane:
         self.policy.load_changed(entry)
         self._executors.load_changed(entry)
 
-    def _forget(self, member: _Member) -> None:
+    def _forget(self, member: LaneMember) -> None:
         if member.request.state == "running":
             self.running -= 1
         self._uncount_cost(member)
         del self._members[member.request.request_id]
+        entered = self._gate.leave(member, self._is_here)
+        if entered is not None:
+            self._enter(entered)
 
-    def _uncount_cost(self, member: _Member) -> None:
+    def _uncount_cost(self, member: LaneMember) -> None:
         flow = (member.request.info.tenant, member.request.band)
         left = self._queued_s.get(flow, 0.0) - member.cost_s
         member.cost_s = 0.0
@@ -356,15 +359,18 @@ class EmbeddingLane:
         else:
             self._queued_s.pop(flow, None)
 
-    def _grow_old(self, member: _Member) -> None:
+    def _grow_old(self, member: LaneMember) -> None:
         limit = self.policy.age_limit_s(member.request.band)
         if limit is not None:
             self._ages.push(member, member.since + limit)
 
-    def _is_here(self, member: _Member) -> bool:
+    def _most_running(self, tenant: str) -> int | None:
+        return self.policy.most_running(tenant)
+
+    def _is_here(self, member: LaneMember) -> bool:
         return self._members.get(member.request.request_id) is member
 
-    def _queued(self, wanted: Callable[[_Member], bool]) -> list[ScheduledRequest]:
+    def _queued(self, wanted: Callable[[LaneMember], bool]) -> list[ScheduledRequest]:
         found = [
             member.request
             for member in self._members.values()

@@ -358,6 +358,7 @@ class ControlPlaneManager:
             return self._ignore()
         self._tenants = {spec.name: spec for spec in event.tenants}
         self.policy.configure(self._bands, self._tenants)
+        self._lane.limits_changed()
         return self._pump(now)
 
     def _on_batch(self, event: BatchDone | BatchFailed, now: float) -> list[Action]:

@@ -397,6 +397,38 @@ def test_a_noisy_tenant_does_not_hold_up_a_quiet_one() -> None:
     assert order.index("q") < 5
 
 
+def test_a_tenant_has_only_so_many_calls_placed_at_once() -> None:
+    m = manager(engine(window=8))
+    m.handle(TenantsChanged((TenantSpec("t", max_running=2),)), 0.0)
+    for number in range(4):
+        band = Band.BATCH if number < 3 else Band.INTERACTIVE
+        m.handle(call(f"t{number}", tenant="t", band=band), 0.0)
+    m.handle(call("other"), 0.0)
+    assert (m.running, m.queued) == (3, 2)
+    story = m.explain("t2")
+    assert story is not None
+    assert story["decisions"][0]["what"] == "held back"
+    assert names(batch(m.handle(BatchDone(1), 0.1))) == ["t3"]  # the more urgent one
+    m.handle(Cancel("t2"), 0.2)
+    assert not any(isinstance(a, DispatchBatch) for a in m.handle(BatchDone(2), 0.3))
+    for number in range(4, 7):
+        m.handle(call(f"t{number}", tenant="t"), 0.4)
+    assert m.queued == 2
+    m.handle(TenantsChanged(()), 0.5)
+    assert m.queued == 0
+    m.handle(PolicyChanged("fifo"), 0.6)
+
+
+def test_what_is_held_back_is_given_up_in_time_and_moves_with_the_policy() -> None:
+    m = manager(engine(window=8))
+    m.handle(TenantsChanged((TenantSpec("t", max_running=0),)), 0.0)
+    m.handle(call("late", tenant="t", deadline=1.0), 0.0)
+    m.handle(call("moves", tenant="t"), 0.0)
+    assert [reject.request_id for reject in rejects(m.handle(Timer(), 1.0))] == ["late"]
+    actions = m.handle(PolicyChanged("fifo"), 2.0)
+    assert [a.request_id for a in actions if isinstance(a, Dispatch)] == ["moves"]
+
+
 def test_age_moves_a_request_up() -> None:
     m = manager(engine(max_batch_tokens=10))
     m.handle(BandsChanged((BandSpec(Band.BATCH, age_limit_s=3.0),)), 0.0)

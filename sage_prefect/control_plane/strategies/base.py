@@ -106,6 +106,10 @@ class SchedulingPolicy(ABC):
         """A new request that would wait for longer is refused; infinity: it never is."""
         return math.inf
 
+    def most_running(self, tenant: str) -> int | None:
+        """Calls of a tenant that may be placed at once, beside its LLM requests; None: any."""
+        return None
+
     def debt_s(self, request: ScheduledRequest, queued_s: float) -> float:
         """Engine-seconds, over weight, by which the request's tenant is ahead of its band once what
         it has queued (``queued_s``) is served; 0: it is not."""

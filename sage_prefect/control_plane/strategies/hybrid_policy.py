@@ -175,6 +175,10 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             return math.inf
         return share * (request.due - now)
 
+    def most_running(self, tenant: str) -> int | None:
+        spec = self._tenants.get(tenant)
+        return None if spec is None else spec.max_running
+
     def debt_s(self, request: ScheduledRequest, queued_s: float) -> float:
         if not self._parameters.fair:
             return 0.0
