@@ -271,15 +271,14 @@ def _joined(before: EngineConfig, after: EngineConfig, index: int) -> EngineConf
         before,
         models=before.models + after.models,
         max_concurrency=min(before.max_concurrency, after.max_concurrency),
-        max_batch_tokens=_lower(before.max_batch_tokens, after.max_batch_tokens),
-        max_batch_inputs=_lower(before.max_batch_inputs, after.max_batch_inputs),
+        max_batch_tokens=min(
+            filter(None, (before.max_batch_tokens, after.max_batch_tokens)), default=None
+        ),
+        max_batch_inputs=min(
+            filter(None, (before.max_batch_inputs, after.max_batch_inputs)), default=None
+        ),
         accelerator=before.accelerator or after.accelerator,
     )
-
-
-def _lower(one: int | None, other: int | None) -> int | None:
-    given = [value for value in (one, other) if value is not None]
-    return min(given, default=None)
 
 
 # -- the other sections -----------------------------------------------------------------------

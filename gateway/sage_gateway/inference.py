@@ -11,6 +11,8 @@ import asyncio
 import logging
 from typing import Any
 
+import orjson
+
 from sage_gateway.answer_relay import AnswerRelay
 from sage_gateway.auth import Caller
 from sage_gateway.config import ServerLimits
@@ -302,6 +304,12 @@ class InferenceCall:
                 changes["stream_options"] = {**options, "include_usage": True}
                 withhold = True
         return (splice(self.raw, self.body, changes) if changes else self.raw), withhold
+
+    def alias_of(self, engine: Engine) -> bytes | None:
+        """The client's name of the model as JSON, where the engine has another one."""
+        served = engine.model(self.body["model"], self.route.kind)
+        known = served is None or served.upstream is None
+        return None if known else orjson.dumps(self.body["model"])
 
     def _upstream_headers(self) -> bytes:
         lines = b"x-request-id: %b\r\n" % self.reply.request_id

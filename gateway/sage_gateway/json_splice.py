@@ -52,6 +52,18 @@ def splice(body: bytes, parsed: dict[str, Any], changes: dict[str, Any]) -> byte
     return b"".join(parts)
 
 
+def replaced(body: bytes, key: str, value: bytes) -> bytes:
+    """``body``, a JSON object, with other JSON as the value of a top-level field; unchanged if it
+    has no such field, or is not JSON."""
+    try:
+        places = value_spans(body, {key}).get(key, [])
+    except orjson.JSONDecodeError:
+        return body
+    for start, end in reversed(places):
+        body = body[:start] + value + body[end:]
+    return body
+
+
 def element_spans(body: bytes, start: int) -> list[tuple[int, int]]:
     """Where the elements of the array that begins at ``start`` lie in ``body``, which is JSON."""
     spans: list[tuple[int, int]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -170,6 +171,15 @@ async def test_one_call_alone_goes_in_its_own_bytes(make_site: Any) -> None:
     assert site.embedders[0].calls == [{"model": "embed", "input": ["a", "b"], "user": "u"}]
     assert answer.json()["usage"]["prompt_tokens"] == 10
     assert site.running.metric("sage_gateway_batch_inputs_count", engine="e0") == 0
+
+
+@pytest.mark.parametrize("merged", [False, True])
+async def test_the_model_keeps_the_name_that_the_client_used(make_site: Any, merged: bool) -> None:
+    site = await make_site(models=(ServedModel("embed", "embedding", "inside"),))
+    calls = [site.embed("a"), site.embed("b")] if merged else [site.embed(["a", "b"])]
+    answers = await site.together(*calls)
+    assert {answer.json()["model"] for answer in answers} == {"embed"}
+    assert {call["model"] for call in site.embedders[0].calls} == {"inside"}
 
 
 async def test_equal_inputs_are_sent_once_and_get_equal_bytes(make_site: Any) -> None:
@@ -445,3 +455,66 @@ async def test_an_engine_removed_with_its_batch_inside(make_site: Any) -> None:
     answers = await asyncio.gather(*waiting)
     assert [answer.status_code for answer in answers] == [200, 200]
     assert gateway.manager.ledger.get("e0") is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_in_a_storm_nobody_gets_anothers_vector(make_site: Any, seed: int) -> None:
+    """Engines refuse, break off, lie and die; clients leave; the policy changes; engines go."""
+    chance = random.Random(seed)
+    site = await make_site(3, max_batch_inputs=8)
+    gateway = site.running.gateway
+
+    def misbehave(embedder: Embedder) -> None:
+        embedder.refuse = lambda inputs: (
+            400 if "poison" in inputs else chance.choice([None] * 12 + [429, 500, 503, 413, 401])
+        )
+        embedder.rewrite = lambda answer: chance.choice(
+            [answer] * 12 + [answer[:-2], answer.replace(b'"index":0', b'"index":1'), b"{}"]
+        )
+
+    for embedder, peer in zip(site.embedders, site.peers, strict=True):
+        misbehave(embedder)
+
+        async def behaviour(request: Any, embedder: Embedder = embedder) -> None:
+            if request.method == "POST" and chance.random() < 0.05:
+                request.reset()
+                return
+            await embedder(request)
+
+        peer.behaviour = behaviour
+
+    served: list[httpx.Response] = []
+
+    async def client(number: int) -> None:
+        texts = [f"{number % 40}-{i}" for i in range(chance.randrange(1, 20))]
+        if number % 17 == 0:
+            texts[chance.randrange(len(texts))] = "poison"
+        body = orjson.dumps({"model": "embed", "input": texts})
+        if number % 7 == 0:
+            _, writer = await site.running.post_raw(body, "/v1/embeddings")
+            writer.close()
+            return
+        answer = await site.embed(texts)
+        if answer.status_code == 200:
+            assert "poison" not in texts
+            assert vectors(answer) == [vector_of(text) for text in texts]
+            served.append(answer)
+        else:
+            assert answer.status_code in (400, 401, 413, 429, 500, 502, 503)
+            assert answer.json()["error"]["message"]
+
+    clients = [asyncio.ensure_future(client(number)) for number in range(150)]
+    await site.lab.until(lambda: gateway.manager.queued > 20)
+    for embedder in site.embedders:
+        embedder.release()
+    for policy in ("fifo", "hybrid", "least_outstanding", "fair", "hybrid"):
+        gateway.scheduler.set_policy(policy)
+        await asyncio.sleep(0)
+    gateway.remove("e2")
+    await asyncio.gather(*clients)
+    await site.lab.until(lambda: not gateway.manager.running and not gateway.manager.queued)
+    assert len(served) > 20
+    assert any(answer.headers["x-sage-engine"] != "e2" for answer in served)
+    assert not gateway.courier._trips
+    assert not gateway.scheduler._alone
+    assert not gateway.scheduler._tickets
