@@ -70,7 +70,13 @@ HOLDING = {name for name, policy in POLICIES.items() if issubclass(policy, Hybri
 NAN: Any = math.nan
 TOKENS: st.SearchStrategy[Any] = st.integers(0, 9000) | st.sampled_from([-1, 10**400, NAN])
 WISH = st.none() | st.sampled_from([0.5, 2.0, 0.0, -1.0, NAN, math.inf])
-PROFILES = st.none() | st.just(EngineProfile(c0=0.03, a=6.5e-5, b=2.1e-4, g=1.6e-7))
+PROFILES = st.none() | st.sampled_from(
+    [
+        EngineProfile(c0=0.03, a=6.5e-5, b=2.1e-4, g=1.6e-7),
+        EngineProfile(s0=0.004, alpha=4e-6),
+        EngineProfile(s0=1e308, alpha=1e300),
+    ]
+)
 POLICY_NAMES = st.sampled_from(sorted(POLICIES))
 
 
@@ -286,6 +292,7 @@ class Conservation(RuleBasedStateMachine):
         most_inputs=st.none() | st.integers(1, 3),
         accelerator=st.none() | st.just("gpu"),
         driver=st.sampled_from(["openai", "sentence-transformers"]),
+        price=st.sampled_from([1.0, 0.0, 1e308]),
     )
     def add_engine(
         self,
@@ -298,6 +305,7 @@ class Conservation(RuleBasedStateMachine):
         most_inputs: int | None = None,
         accelerator: str | None = None,
         driver: str = "openai",
+        price: float = 1.0,
     ) -> None:
         self.windows[name] = window
         spec = EngineSpec(
@@ -305,6 +313,7 @@ class Conservation(RuleBasedStateMachine):
             tuple(models),
             window,
             driver,
+            price=price,
             profile=profile,
             kv_tokens=kv,
             cold=cold,
@@ -440,6 +449,9 @@ class Conservation(RuleBasedStateMachine):
         assert manager.queued_bytes >= 0
         if not self.waiting:
             assert manager.queued_bytes == 0
+        for accounts in getattr(manager.policy, "_accounts", {}).values():
+            assert math.isfinite(accounts.present)
+            assert all(math.isfinite(one.virtual) for one in accounts.by_tenant.values())
         for load in getattr(manager.policy, "_loads", {}).values():
             assert load.running == len(load.entry.running)
             assert 0 <= load.waiting <= load.running

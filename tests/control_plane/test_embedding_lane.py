@@ -513,3 +513,14 @@ def test_an_idle_model_is_forgotten() -> None:
     lane: Any = m._lane
     assert not lane._executors._executors
     assert not lane._executors._of_engine
+
+
+def test_a_cold_engine_is_waited_for() -> None:
+    m = manager(engine(cold=True))
+    for number in range(5):
+        actions = m.handle(call(f"r{number}", ttft_slo_s=0.5), 1.0 * number)
+        assert not rejects(actions)
+    assert m.queued == 5
+    assert names(batch(m.handle(EngineReport("e", EngineState.WARMING), 6.0))) == [
+        f"r{number}" for number in range(5)
+    ]

@@ -40,6 +40,8 @@ MAX_ATTEMPTS = 3
 """Engines that may fail under an input before its request fails."""
 MAX_FORMS = 16
 """Forms of calls that may wait side by side and be merged; a call of one more goes alone."""
+MOST_COST_S = 3600.0
+"""What one call or request may cost its tenant: an absurd profile must not spoil an account."""
 _EXPLAINED = 8
 _UNKNOWN_COST_S = 0.01
 _SCALE_RATE, _SCALE_CLAMP = 0.05, 4.0
@@ -118,13 +120,14 @@ class EmbeddingExecutor:
         if engine is None:
             return _UNKNOWN_COST_S
         tokens = request.info.prompt_tokens * self._scale
-        return engine.spec.price * engine.cost.alpha * tokens
+        return min(MOST_COST_S, engine.spec.price * engine.cost.alpha * tokens)
 
     def wait_s(self, band: Band) -> float:
-        """Seconds that the engines need for what waits in ``band`` and more urgent ones."""
+        """Seconds that the engines need for what waits in ``band`` and more urgent ones; 0 while
+        none serves: one that is being started may be waited for."""
         tokens = self._scale * sum(self._waiting.tokens[: band + 1])
         rate = self._pool.rate()
-        return tokens / rate if rate > 0 else math.inf if tokens else 0.0
+        return tokens / rate if rate > 0 else 0.0
 
     def candidates(self, now: float) -> list[dict[str, object]]:
         """For ``explain``: engines that a request of this model may go to."""
@@ -362,7 +365,7 @@ class EmbeddingExecutor:
         batch_id = next(self._batch_ids)
         self._ledger.sent(chain.from_iterable(draft.parts), batch_id)
         tokens = draft.work * self._scale
-        cost_s = engine.spec.price * engine.cost.call_s(tokens)
+        cost_s = min(MOST_COST_S, engine.spec.price * engine.cost.call_s(tokens))
         self._batches.open(batch_id, Batch(engine, draft, apart, cost_s))
         engine.send(batch_id, tokens, now)
         self._pool.settle(engine)
