@@ -13,6 +13,7 @@ import orjson
 from sage_gateway.answer_assembly import AnswerAssembly
 from sage_gateway.engines import Engine
 from sage_gateway.errors import HttpError
+from sage_gateway.json_splice import replaced
 from sage_gateway.reply import JSON, HeaderList
 from sage_gateway.scheduler import Ticket, clock
 from sage_gateway.sse_relay import SseRelay
@@ -82,6 +83,9 @@ class AnswerRelay:
             await self._relay_big(answer)
             return status
         self._call.done(self._ticket, usage_in_tail(answer))
+        if self._ticket.batch is not None and (name := self._call.alias_of(self._engine)):
+            # As where it is merged: what a client sees does not depend on who else asked.
+            answer = replaced(answer, "model", name)
         await self._reply.whole(status, answer, exchange.content_type or JSON, self._headers)
         return status
 

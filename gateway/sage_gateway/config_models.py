@@ -24,7 +24,8 @@ OPENAI_COMPATIBLE = frozenset(
     }
 )
 _OPENAI_URL = "https://api.openai.com/v1"
-_OF_ENGINE = ("takes_priority", "price", "profile", "kv_tokens", "max_batch_tokens", "padded")
+_OF_ENGINE = ("takes_priority", "price", "profile", "kv_tokens", "padded", "accelerator")
+_NARROWER = ("max_concurrency", "max_batch_tokens", "max_batch_inputs")
 _DEFAULTS = {field.name: field.default for field in fields(EngineConfig)}
 
 
@@ -71,6 +72,8 @@ def _deployment(entry: Section, warnings: list[str]) -> EngineConfig:
         kv_tokens=info.integer("kv_tokens", 0, least=1, most=MAX_TOKENS) or None,
         max_batch_tokens=info.integer("max_batch_tokens", 0, least=1, most=MAX_TOKENS) or None,
         padded=info.flag("padded"),
+        max_batch_inputs=info.integer("max_batch_inputs", 0, least=1, most=2048) or None,
+        accelerator=info.text("accelerator"),
     )
     for section in (params, info, entry):
         warnings += [f"{section.name(key)} is not honoured." for key in section.unread()]
@@ -112,10 +115,13 @@ def _joined(before: EngineConfig, after: EngineConfig, index: int) -> EngineConf
                 f"model_list[{index}] names engine {before.name!r} again, with another {what}.",
                 hint="Give each engine its own model_info.id.",
             )
-    window = min(before.max_concurrency, after.max_concurrency)
+    least: dict[str, Any] = {
+        what: min(filter(None, (getattr(before, what), getattr(after, what))), default=None)
+        for what in _NARROWER
+    }
     said = {what: _said_once(before, after, index, what) for what in _OF_ENGINE}
     models = before.models + after.models
-    return replace(before, models=models, max_concurrency=window, **said)
+    return replace(before, models=models, **least, **said)
 
 
 def _said_once(before: EngineConfig, after: EngineConfig, index: int, what: str) -> Any:

@@ -17,6 +17,8 @@ from sage_prefect.control_plane.events import EngineProfile, EngineSpec, Kind
 Mode = Literal["chat", "completion", "embedding"]
 MODES: tuple[Mode, ...] = ("chat", "completion", "embedding")
 
+OPENAI_INPUTS, CAREFUL_INPUTS = 2048, 32
+_TAKES_MANY = frozenset({"sentence-transformers", "vllm"})
 _ABORT_ONLY_STREAMS = frozenset({"llamacpp"})
 _ENGINE_NAME = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
@@ -53,7 +55,9 @@ class EngineConfig:
     profile: EngineProfile | None = None
     kv_tokens: int | None = None
     max_batch_tokens: int | None = None
+    max_batch_inputs: int | None = None
     padded: bool = False
+    accelerator: str | None = None
     origin: Literal["config", "management"] = "config"
 
     @property
@@ -70,12 +74,22 @@ class EngineConfig:
             self.max_concurrency,
             self.driver,
             self.device,
-            self.price,
-            self.profile,
-            self.kv_tokens,
-            self.max_batch_tokens,
-            self.padded,
+            price=self.price,
+            profile=self.profile,
+            kv_tokens=self.kv_tokens,
+            max_batch_tokens=self.max_batch_tokens,
+            max_batch_inputs=self.most_inputs,
+            padded=self.padded,
+            accelerator=self.accelerator,
         )
+
+    @property
+    def most_inputs(self) -> int:
+        """Inputs that it takes in one call. A server of which nothing is known may be
+        text-embeddings-inference, which refuses more than 32 unless it was told otherwise."""
+        if self.max_batch_inputs is not None:
+            return self.max_batch_inputs
+        return OPENAI_INPUTS if self.driver in _TAKES_MANY else CAREFUL_INPUTS
 
     def public(self) -> dict[str, Any]:
         """For the management API: everything but the key."""
@@ -93,6 +107,8 @@ class EngineConfig:
             "price": self.price,
             "kv_tokens": self.kv_tokens,
             "max_batch_tokens": self.max_batch_tokens,
+            "max_batch_inputs": self.most_inputs,
+            "accelerator": self.accelerator,
             "has_api_key": self.api_key is not None,
             "origin": self.origin,
         }

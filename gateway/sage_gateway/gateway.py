@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 
 from sage_gateway.auth import KeyRing
+from sage_gateway.batch_courier import BatchCourier
 from sage_gateway.config import GatewayConfig
 from sage_gateway.engines import EngineConfig, EngineRegistry
 from sage_gateway.health import HealthMonitor
@@ -52,6 +53,8 @@ class Gateway:
         self.engines = EngineRegistry(config.timeouts)
         self.health = HealthMonitor(self.engines, self.scheduler, config.health)
         self.metrics = GatewayMetrics(lambda: self.manager.queued, self._gauges, self.recorder)
+        self.courier = BatchCourier(self.engines, self.scheduler, self.health, self.metrics)
+        self.scheduler.courier = self.courier
         self.inference = InferenceService(
             self.engines, self.scheduler, self.health, self.metrics, config.server
         )
@@ -117,6 +120,7 @@ class Gateway:
     async def close(self) -> None:
         """Stop probes and timers; close idle connections and the event log."""
         self.scheduler.close()
+        await self.courier.close()
         await self.health.close()
         self.engines.close()
         if self.recorder is not None:

@@ -15,6 +15,8 @@ import orjson
 # Strings (unrolled, so that long ones match at memory speed) and brackets; nothing else matters.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]]', re.DOTALL)
 _COLON = re.compile(rb"\s*:\s*")
+_SPACE = re.compile(rb"\s*")
+_ELEMENT = re.compile(rb"[^\s,\]]+")
 _SCALAR = re.compile(rb"[^\s,}]+")
 _COMMA_AFTER = re.compile(rb"\s*,\s*")
 _OPENING, _CLOSING = (b"{", b"["), (b"}", b"]")
@@ -59,6 +61,54 @@ def splice(
         position = end
     parts.append(body[position:])
     return b"".join(parts)
+
+
+def replaced(body: bytes, key: str, value: bytes) -> bytes:
+    """``body``, a JSON object, with other JSON as the value of a top-level field; unchanged if it
+    has no such field, or is not JSON."""
+    try:
+        places = value_spans(body, {key}).get(key, [])
+    except orjson.JSONDecodeError:
+        return body
+    for start, end in reversed(places):
+        body = body[:start] + value + body[end:]
+    return body
+
+
+def element_spans(body: bytes, start: int) -> list[tuple[int, int]]:
+    """Where the elements of the array that begins at ``start`` lie in ``body``, which is JSON."""
+    spans: list[tuple[int, int]] = []
+    position = _SPACE.match(body, start + 1).end()  # type: ignore[union-attr]  # matches always
+    if body[position : position + 1] == b"]":
+        return spans
+    while True:
+        first = body[position : position + 1]
+        if first in _OPENING:
+            end = _end_of(body, position)
+        else:
+            value = (_TOKEN if first == b'"' else _ELEMENT).match(body, position)
+            if value is None:
+                raise ValueError(f"no JSON at byte {position}")
+            end = value.end()
+        spans.append((position, end))
+        after = _SPACE.match(body, end).end()  # type: ignore[union-attr]
+        if body[after : after + 1] != b",":
+            return spans
+        position = _SPACE.match(body, after + 1).end()  # type: ignore[union-attr]
+
+
+def _end_of(body: bytes, start: int) -> int:
+    """Where the object or array that begins at ``start`` ends."""
+    depth = 0
+    for match in _TOKEN.finditer(body, start):
+        token = match.group()
+        if token in _OPENING:
+            depth += 1
+        elif token in _CLOSING:
+            depth -= 1
+            if not depth:
+                return match.end()
+    raise ValueError(f"the value at byte {start} has no end")
 
 
 def value_spans(body: bytes, keys: set[str]) -> dict[str, list[tuple[int, int]]]:

@@ -47,7 +47,13 @@ class EngineIn(BaseModel):
         None, ge=1, le=1 << 32, description="Tokens that its KV cache holds."
     )
     max_batch_tokens: int | None = Field(
-        None, ge=1, le=1 << 32, description="Token budget of one iteration or embedding call."
+        None, ge=1, le=1 << 32, description="Tokens of one iteration or embedding call."
+    )
+    max_batch_inputs: int | None = Field(
+        None, ge=1, le=2048, description="Inputs of one embedding call; default by driver."
+    )
+    accelerator: str | None = Field(
+        None, max_length=128, description="The physical device; engines that name one share it."
     )
     api_key: str | None = Field(None, description="Key of the engine; never shown again.")
     upstream_model: str | None = Field(
@@ -68,6 +74,8 @@ class EngineIn(BaseModel):
             price=self.price,
             kv_tokens=self.kv_tokens,
             max_batch_tokens=self.max_batch_tokens,
+            max_batch_inputs=self.max_batch_inputs,
+            accelerator=self.accelerator,
             origin="management",
         )
 

@@ -78,6 +78,13 @@ class GatewayMetrics:
             ["engine", "cause"],
             registry=self.registry,
         )
+        self._batches = Histogram(
+            "sage_gateway_batch_inputs",
+            "Inputs of the embedding calls that were merged from several requests.",
+            ["engine"],
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048),
+            registry=self.registry,
+        )
         self.registry.register(_StateCollector(queue_depth, engines, recorder))
         self._kept_requests: dict[tuple[str, str, int], Counter] = {}
         self._kept: dict[tuple[str, str], tuple[Histogram, Histogram, Histogram]] = {}
@@ -127,6 +134,10 @@ class GatewayMetrics:
     def attempt_failed(self, engine: str, cause: str) -> None:
         """An attempt on an engine failed."""
         self._failures.labels(engine, cause).inc()
+
+    def batched(self, engine: str, inputs: int) -> None:
+        """An engine answered a merged call."""
+        self._batches.labels(engine).observe(inputs)
 
     def render(self) -> tuple[bytes, str]:
         """The exposition and its content type."""

@@ -12,7 +12,9 @@ import enum
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READABLE_VERSIONS = (2, 3)
+"""Logs that this schema reads: version 3 only added fields and ``AbortBatch`` to version 2."""
 
 PREFIX_BLOCK_TOKENS = 64
 
@@ -80,6 +82,9 @@ class RequestInfo:
     """Of an embedding or rerank call: estimated tokens of each input."""
     input_keys: tuple[int, ...] = ()
     """Hash of each input, for de-duplication; empty: none is known to equal another."""
+    merge_key: int | None = None
+    """Of an embedding call: inputs of calls with equal keys may share one call of an engine. None:
+    it goes to its engine as it came, whole and alone."""
     answers: int | None = None
     """So many answers are wanted (``n``, or several prompts in one call); None: one."""
 
@@ -134,6 +139,10 @@ class EngineSpec:
     """An embedding engine that pads a batch to its longest input."""
     cold: bool = False
     """It is not up yet: it starts as COLD."""
+    max_batch_inputs: int | None = None
+    """Inputs that an embedding engine takes in one call; None: OpenAI's 2,048."""
+    accelerator: str | None = None
+    """The physical device that it runs on: engines that name the same one share it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,10 +403,21 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class AbortBatch:
+    """End a batch's call: nobody waits for its results, or its engine was taken away. In the second
+    case it is still to be answered by BatchFailed or BatchDone; in the first that changes nothing.
+    """
+
+    batch_id: int
+    engine: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class SetTimer:
     """Send :class:`Timer` at this time. A later ``SetTimer`` replaces an earlier one."""
 
     at: float
 
 
-Action: TypeAlias = Dispatch | DispatchBatch | Reject | Abort | SetTimer
+Action: TypeAlias = Dispatch | DispatchBatch | Reject | Abort | AbortBatch | SetTimer

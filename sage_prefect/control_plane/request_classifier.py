@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sage_prefect.common.errors import RequestRejected
-from sage_prefect.control_plane.embedding_inputs import measure_inputs
+from sage_prefect.control_plane.embedding_inputs import measure_inputs, merge_key
 from sage_prefect.control_plane.event_bounds import MAX_TOKENS
 from sage_prefect.control_plane.events import Band, Kind, RequestInfo
 from sage_prefect.control_plane.length_estimates import BytesPerToken, OutputLengths
@@ -91,11 +91,13 @@ class RequestClassifier:
         max_tokens = _output_limit(body)
         inputs: tuple[int, ...] = ()
         input_keys: tuple[int, ...] = ()
+        form: int | None = None
         prefix: tuple[int, ...] = ()
         output: int | None = None
         answers = 1
         if kind == "embedding" or kind == "rerank":
             inputs, input_keys = measure_inputs(kind, body, tokens)
+            form = merge_key(kind, body, inputs)
             if inputs:
                 tokens = sum(inputs)
             small = len(inputs) <= _QUERY_INPUTS and tokens <= _QUERY_TOKENS
@@ -129,6 +131,7 @@ class RequestClassifier:
             prefix,
             inputs,
             input_keys,
+            form,
             answers if answers > 1 else None,
         )
 

@@ -61,6 +61,10 @@ class ScheduledRequest:
     def request_id(self) -> str:
         return self.info.request_id
 
+    @property
+    def is_queued(self) -> bool:
+        return self.state == "queued"
+
     def note(self, now: float, what: str, **details: Any) -> None:
         self.notes.append((now, what, details))
 

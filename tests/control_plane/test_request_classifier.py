@@ -131,6 +131,8 @@ def test_embedding_calls_tell_their_inputs() -> None:
     assert info.prompt_tokens == 70
     assert info.input_keys[0] == info.input_keys[2] != info.input_keys[1]
     assert (info.output_estimate, info.prefix) == (None, ())
+    assert info.merge_key == classify({"input": "c"}, kind="embedding").merge_key is not None
+    assert classify({}).merge_key is None
     rerank = {"query": "q", "documents": ["a", "b"]}
     assert len(classify(rerank, kind="rerank").inputs) == 2
     assert (classify({}).inputs, classify({}).input_keys) == ((), ())

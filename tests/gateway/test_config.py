@@ -11,7 +11,7 @@ import yaml
 from sage_gateway.config import load_config, parse_config
 from sage_prefect.common.errors import SettingsError, UnknownNameError
 from sage_prefect.control_plane.event_bounds import is_measurable
-from sage_prefect.control_plane.events import Band, EngineProfile
+from sage_prefect.control_plane.events import Band, EngineProfile, EngineSpec
 from sage_prefect.control_plane.hybrid_parameters import DEFAULT_BANDS
 from sage_prefect.control_plane.strategies import POLICIES
 
@@ -137,6 +137,10 @@ def test_mistakes_in_our_section(sage: Any, parts: list[str]) -> None:
         (model(api_base="http://h:99999/v1"), ["api_base"]),
         (model(info={"mode": "embeding"}), ["mode", "'embedding'"]),
         (model(info={"max_concurrency": 0}), ["max_concurrency"]),
+        (model(info={"max_batch_inputs": 0}), ["max_batch_inputs", "from 1 to 2048"]),
+        (model(info={"max_batch_inputs": 4096}), ["max_batch_inputs"]),
+        (model(info={"max_batch_tokens": "many"}), ["max_batch_tokens"]),
+        (model(info={"accelerator": 3}), ["accelerator"]),
         (model(timeout="soon"), ["timeout"]),
         ("m", ["model_list[0]", "mapping"]),
     ],
@@ -160,6 +164,7 @@ def test_two_models_of_one_server_share_its_window() -> None:
         {},
     )
     first, second = read.engines
+    assert first.spec().max_concurrency == 4
     assert [(m.name, m.upstream) for m in first.models] == [("a", "m"), ("b", "real")]
     assert first.max_concurrency == 4
     assert second.first_byte_s == 5.0
@@ -322,3 +327,26 @@ def test_the_policies_that_use_it_are_named() -> None:
         "sage_settings.tenants[0].weight is not used by policy 'least_outstanding'; "
         "fair and hybrid use it.",
     )
+
+
+def test_what_an_embedding_engine_takes_in_one_call() -> None:
+    def spec(*entries: dict[str, Any]) -> EngineSpec:
+        (engine,) = parse_config({"model_list": list(entries)}, {}).engines
+        return engine.spec()
+
+    unknown = spec(model(info={"mode": "embedding"}))
+    assert (unknown.max_batch_inputs, unknown.max_batch_tokens, unknown.accelerator) == (
+        32,
+        None,
+        None,
+    )
+    ours = {"mode": "embedding", "engine": "sentence-transformers"}
+    assert spec(model(info=ours)).max_batch_inputs == 2048
+    full = {**ours, "max_batch_inputs": 64, "max_batch_tokens": 4096, "accelerator": "h/gpu0"}
+    assert spec(model(info=full)).max_batch_inputs == 64
+    assert spec(model(info=full)).max_batch_tokens == 4096
+    assert spec(model(info=full)).accelerator == "h/gpu0"
+    # Two entries of one engine: the narrower one counts.
+    both = spec(model(name="a", info=full), model(name="b", info={**full, "max_batch_inputs": 8}))
+    assert (both.max_batch_inputs, both.max_batch_tokens) == (8, 4096)
+    assert spec(model(name="a", info=ours), model(name="b", info=full)).accelerator == "h/gpu0"

@@ -16,8 +16,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "gateway.md").read_text(encoding="utf-8")
 SOURCES = [
     *(ROOT / "gateway" / "sage_gateway").glob("*.py"),
-    ROOT / "sage_prefect" / "control_plane" / "manager.py",
-    ROOT / "sage_prefect" / "control_plane" / "request_classifier.py",
+    *(ROOT / "sage_prefect" / "control_plane").glob("*.py"),
 ]
 
 
@@ -50,8 +49,8 @@ def error_codes() -> set[str]:
                 if keyword.arg == "code" and isinstance(keyword.value, ast.Constant):
                     codes.add(keyword.value.value)
             named = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-            if named == "_refuse" and len(node.args) > 2 and isinstance(node.args[2], ast.Constant):
-                codes.add(node.args[2].value)
+            if named == "refuse" and len(node.args) > 3 and isinstance(node.args[3], ast.Constant):
+                codes.add(node.args[3].value)
     return codes - {None}
 
 

@@ -41,7 +41,11 @@ async def test_register_replace_list_remove(lab: Any) -> None:
     assert listed[0]["state"] == "ready"
     assert listed[0]["has_api_key"] is True
     assert "api_key" not in listed[0]
-    again = await gateway.client.post(ENGINES, json=entry(other, models=[{"name": "m2"}]))
+    assert (listed[0]["max_batch_inputs"], listed[0]["accelerator"]) == (32, None)
+    fields = {"max_batch_inputs": 9, "max_batch_tokens": 99, "accelerator": "h/gpu1"}
+    again = await gateway.client.post(ENGINES, json=entry(other, models=[{"name": "m2"}], **fields))
+    replaced = gateway.gateway.manager.ledger.get("llm").spec
+    assert {name: getattr(replaced, name) for name in fields} == fields
     assert again.status_code == 200
     assert (await gateway.chat()).status_code == 404
     assert (await gateway.chat(model="m2")).status_code == 200
@@ -64,6 +68,8 @@ async def test_register_replace_list_remove(lab: Any) -> None:
         ({"models": []}, "models"),
         ({"max_concurrency": 0}, "max_concurrency"),
         ({"max_concurrency": "many"}, "max_concurrency"),
+        ({"max_batch_inputs": 0}, "max_batch_inputs"),
+        ({"max_batch_tokens": -1}, "max_batch_tokens"),
         ({"colour": "red"}, "colour"),
         ({"models": [{"name": "a"}, {"name": "b"}], "upstream_model": "c"}, "upstream_model"),
     ],

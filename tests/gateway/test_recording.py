@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from sage_gateway.config import parse_config
+from sage_gateway.engines import ServedModel
 from sage_gateway.recording import RecordingConfig
 from sage_prefect.common.errors import CorruptFileError, SettingsError, UnknownNameError
 from sage_prefect.control_plane.events import (
     Arrival,
     BandsChanged,
+    BatchDone,
     Done,
     EngineAdded,
     Failed,
@@ -40,6 +42,7 @@ async def test_a_live_log_replays(lab: Any, tmp_path: Path, policy: str) -> None
     gateway = await lab.gateway(
         lab.engine(good, "good", max_concurrency=1),
         lab.engine(bad, "bad", max_concurrency=1),
+        lab.engine(good, "embed", max_concurrency=1, models=(ServedModel("e", "embedding"),)),
         policy=policy,
         scheduling=LIMITS,
         recording=RecordingConfig(tmp_path / "log"),
@@ -47,6 +50,12 @@ async def test_a_live_log_replays(lab: Any, tmp_path: Path, policy: str) -> None
     messages = [{"role": "user", "content": SECRET}]
     calls = [
         asyncio.ensure_future(gateway.chat(messages=messages, stream=i % 2 == 0)) for i in range(12)
+    ]
+    calls += [
+        asyncio.ensure_future(
+            gateway.client.post("/v1/embeddings", json={"model": "e", "input": SECRET + str(i)})
+        )
+        for i in range(3)
     ]
     for call in calls[::5]:
         await asyncio.sleep(0)
@@ -60,7 +69,9 @@ async def test_a_live_log_replays(lab: Any, tmp_path: Path, policy: str) -> None
     log = read_log(tmp_path / "log")
     steps = list(log)
     assert {BandsChanged, TenantsChanged, EngineAdded} <= {type(step.event) for step in steps[:4]}
-    assert {Arrival, Done, Failed} <= {type(step.event) for step in steps}
+    told = {type(step.event) for step in steps}
+    assert {Arrival, Done, Failed} <= told
+    assert (BatchDone in told) is (policy == "hybrid")
     replayed = replay(log, lambda: manager_of(log.header.settings))
     assert replayed.difference is None, str(replayed.difference)
     assert replayed.steps == len(steps)

@@ -310,7 +310,7 @@ def test_wrong_settings(tmp_path: Path) -> None:
     [
         (lambda lines: [], "line 1"),
         (lambda lines: lines[1:], "it must be a Log"),
-        (lambda lines: [lines[0].replace(b'"v":2', b'"v":3'), *lines[1:]], "newer SAGE"),
+        (lambda lines: [lines[0].replace(b'"v":3', b'"v":4'), *lines[1:]], "newer SAGE"),
         (lambda lines: [lines[0].replace(b":0,", b":-1,"), *lines[1:]], "header"),
         (lambda lines: [*lines[:4], b"garbage\n", *lines[4:]], "line 5"),
         (lambda lines: [*lines[:4], lines[0], *lines[4:]], "it must be a Step"),

@@ -63,6 +63,8 @@ class RequestFacts:
             None if estimate is None else round(estimate),
             request.chain,
             request.inputs,
+            # All simulated calls have the same options.
+            merge_key=1 if request.inputs else None,
         )
 
     def learn(self, request: ClientRequest) -> None:
@@ -110,4 +112,5 @@ def engine_facts(
         else group.max_num_batched_tokens,
         padded=isinstance(profile, EmbeddingProfile) and profile.padded,
         cold=group.cold,
+        accelerator=f"{group.gpu}-{index}" if group.gpu else None,
     )

@@ -107,7 +107,7 @@ class EngineChoice:
         entry = load.entry
         if entry.leaving or entry.state not in (EngineState.READY, EngineState.WARMING):
             return False
-        inside = len(entry.running)
+        inside = len(entry.running) + len(entry.batches)
         if inside >= entry.spec.max_concurrency or inside >= load.window.size:
             return False
         if load.waiting > self.parameters.waiting and load.prefill > load.budget:
