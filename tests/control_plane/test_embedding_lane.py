@@ -352,6 +352,15 @@ def test_policies_change_under_load() -> None:
     assert m.queued == m.running == 0
 
 
+def test_what_failed_by_itself_avoids_that_engine_in_a_batch() -> None:
+    m = manager(engine("e1"), engine("e2"), policy="fifo")
+    (sent,) = m.handle(call("a"), 0.0)
+    assert isinstance(sent, Dispatch)
+    m.handle(PolicyChanged("hybrid"), 0.1)
+    actions = m.handle(Failed("a", sent.engine, FailureCause.RESET, True), 0.2)
+    assert batch(actions).engine != sent.engine
+
+
 def test_one_currency_for_chat_and_embeddings() -> None:
     """Embeddings that a tenant gets meanwhile set its chat back behind another's."""
     m = manager(
