@@ -380,8 +380,6 @@ class Scheduler:
 
 def _is_whole(action: DispatchBatch, ticket: Ticket) -> bool:
     """Whether a batch is all of one call and nothing else."""
-    if ticket.vectors is not None:
-        return False  # a part of it was answered before
     inputs = 1 if ticket.call is None else len(ticket.info.inputs)
     own = ticket.info.request_id
     return len(action.parts) == inputs and all(

@@ -352,6 +352,29 @@ def test_policies_change_under_load() -> None:
     assert m.queued == m.running == 0
 
 
+def test_what_failed_by_itself_avoids_that_engine_in_a_batch() -> None:
+    m = manager(engine("e1"), engine("e2"), policy="fifo")
+    (sent,) = m.handle(call("a"), 0.0)
+    assert isinstance(sent, Dispatch)
+    m.handle(PolicyChanged("hybrid"), 0.1)
+    actions = m.handle(Failed("a", sent.engine, FailureCause.RESET, True), 0.2)
+    assert batch(actions).engine != sent.engine
+
+
+def test_what_has_begun_keeps_its_answers_when_the_policy_changes() -> None:
+    m = manager(engine(max_batch_inputs=2))
+    m.handle(call("a", 5, 5, 5), 0.0)
+    m.handle(EngineReport("e", EngineState.DRAINING), 0.1)
+    m.handle(BatchDone(1), 0.2)
+    assert m.queued == 1
+    m.handle(PolicyChanged("fifo"), 0.3)
+    assert m.queued == 1
+    rest = batch(m.handle(EngineReport("e", EngineState.READY), 0.4))
+    assert len(rest.parts) == 1
+    m.handle(BatchDone(rest.batch_id), 0.5)
+    assert m.queued == m.running == 0
+
+
 def test_one_currency_for_chat_and_embeddings() -> None:
     """Embeddings that a tenant gets meanwhile set its chat back behind another's."""
     m = manager(

@@ -166,7 +166,7 @@ class EmbeddingExecutor:
         info = request.info
         if deadline != deadline:
             deadline = math.inf
-        key, forms = info.merge_key, self._waiting.forms
+        key, forms, tried = info.merge_key, self._waiting.forms, request.tried
         call = BatchedRequest(
             info.request_id,
             band,
@@ -183,7 +183,9 @@ class EmbeddingExecutor:
             else (None,) * len(lengths)
         )
         call.inputs = [
-            BatchedInput(call, index, bounded_tokens(tokens), key)
+            BatchedInput(
+                call, index, bounded_tokens(tokens), key, faults=len(tried), avoid=request.tried
+            )
             for index, (tokens, key) in enumerate(zip(lengths, keys, strict=True))
         ]
         self._ledger.open(call)

@@ -14,6 +14,7 @@ from sage_bench.simulation.scenario_file import parse_scenario
 from sage_bench.simulation.simulation import Simulation
 from sage_prefect.control_plane.events import (
     Abort,
+    AbortBatch,
     Action,
     Arrival,
     BatchDone,
@@ -114,6 +115,39 @@ def test_a_crash_fails_the_batch_and_answers_nothing() -> None:
     assert all(isinstance(event, BatchFailed) for event in controller.heard)
     assert len(controller.heard) == controller.sent
     assert not (records.column("outcome") == Outcome.DONE).any()
+
+
+class GivesUp:
+    """Sends each request as a batch and ends it after ``after_s``."""
+
+    def __init__(self, after_s: float) -> None:
+        self.after_s = after_s
+        self.sent = 0
+        self.heard: list[Event] = []
+
+    def handle(self, event: Event, now: float) -> Sequence[Action]:
+        if isinstance(event, Arrival):
+            self.sent += 1
+            request = event.request
+            parts = tuple(BatchPart(request.request_id, i) for i in range(len(request.inputs)))
+            return [DispatchBatch(self.sent, "embed-0", parts), SetTimer(now + self.after_s)]
+        if isinstance(event, Timer):
+            known = range(1, self.sent + 1)
+            return [AbortBatch(number, "embed-0", "why not") for number in (*known, 999)]
+        self.heard.append(event)
+        return []
+
+
+@pytest.mark.parametrize("after_s", [0.0001, 0.002])
+def test_a_batch_that_is_given_up_is_not_heard_of(after_s: float) -> None:
+    """Also one that has not reached its engine yet."""
+    controller = GivesUp(after_s)
+    simulation = assemble(embedding(), FIFO, 0, controllers=lambda: controller)
+    records = simulation.run()
+    assert controller.sent > 20
+    assert not [event for event in controller.heard if isinstance(event, (BatchDone, BatchFailed))]
+    assert not (records.column("outcome") == Outcome.DONE).any()
+    assert not any(node.inside for node in simulation.fleet.nodes)
 
 
 class Impatient:
