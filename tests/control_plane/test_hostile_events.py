@@ -77,7 +77,7 @@ REQUESTS = st.builds(
     st.lists(COUNT, max_size=3).map(tuple),
     st.lists(COUNT, max_size=3).map(tuple),
     st.lists(COUNT, max_size=3).map(tuple),
-    SOME,
+    answers=SOME,
 )
 PROFILES = st.none() | st.builds(EngineProfile, NUMBER, NUMBER, NUMBER, NUMBER, NUMBER, NUMBER)
 SPECS = st.builds(
