@@ -20,6 +20,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from sage_prefect.control_plane.event_bounds import is_measurable
 from sage_prefect.control_plane.events import (
     Abort,
     AbortBatch,
@@ -311,7 +312,6 @@ class Conservation(RuleBasedStateMachine):
         driver: str = "openai",
         price: float = 1.0,
     ) -> None:
-        self.windows[name] = window
         spec = EngineSpec(
             name,
             tuple(models),
@@ -324,6 +324,8 @@ class Conservation(RuleBasedStateMachine):
             max_batch_inputs=most_inputs,
             accelerator=accelerator,
         )
+        if is_measurable(spec):  # else the event changes nothing
+            self.windows[name] = window
         self.feed(EngineAdded(spec))
 
     @rule(name=st.sampled_from(ENGINES), abort=st.booleans())
