@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (%(default)s)")
     parser.add_argument("--port", type=int, help="port; none: 8888 or the next free; 0: any")
     parser.add_argument("--policy", help="scheduling policy; none: the configuration's")
+    parser.add_argument("--record", type=Path, help="event log to write; none: the configuration's")
     parser.add_argument("--no-auth", action="store_true", help="ask for no key (loopback only)")
     parser.add_argument(
         "--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
             port=options.port,
             policy=options.policy,
             no_auth=options.no_auth,
+            record=options.record,
             announce=functools.partial(print, flush=True),
         )
     except SageError as error:

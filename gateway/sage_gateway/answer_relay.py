@@ -13,12 +13,18 @@ import orjson
 from sage_gateway.answer_assembly import AnswerAssembly
 from sage_gateway.engines import Engine
 from sage_gateway.errors import HttpError
+from sage_gateway.json_splice import replaced
 from sage_gateway.reply import JSON, HeaderList
 from sage_gateway.scheduler import Ticket, clock
 from sage_gateway.sse_relay import SseRelay
 from sage_gateway.stall_guard import StallGuard
 from sage_gateway.upstream import Exchange, UpstreamError
-from sage_gateway.upstream_answer import WrappedError, retryable_status, wrapped_error
+from sage_gateway.upstream_answer import (
+    WrappedError,
+    retryable_status,
+    says_overloaded,
+    wrapped_error,
+)
 from sage_gateway.usage import NO_USAGE, usage_in_tail
 from sage_prefect.control_plane.events import FailureCause
 
@@ -77,6 +83,9 @@ class AnswerRelay:
             await self._relay_big(answer)
             return status
         self._call.done(self._ticket, usage_in_tail(answer))
+        if self._ticket.batch is not None and (name := self._call.alias_of(self._engine)):
+            # As where it is merged: what a client sees does not depend on who else asked.
+            answer = replaced(answer, "model", name)
         await self._reply.whole(status, answer, exchange.content_type or JSON, self._headers)
         return status
 
@@ -187,7 +196,8 @@ class AnswerRelay:
                 param=error.param,
                 headers=tuple(self._headers),
             )
-            raise UpstreamError(FailureCause.STATUS, f"answered with status {status}")
+            cause = FailureCause.OVERLOADED if says_overloaded(status) else FailureCause.STATUS
+            raise UpstreamError(cause, f"answered with status {status}")
         self._call.done(self._ticket, NO_USAGE)
         await self._reply.whole(status, error.body, headers=self._headers)
         return status

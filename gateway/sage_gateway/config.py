@@ -15,34 +15,23 @@ from typing import Any
 
 import yaml
 
+from sage_gateway.config_models import engines_of
 from sage_gateway.config_section import Section
-from sage_gateway.engines import MODES, EngineConfig, Mode, ServedModel, parse_base_url
+from sage_gateway.engines import EngineConfig
+from sage_gateway.policy_warnings import unused_settings
+from sage_gateway.recording import RecordingConfig, recording_config
 from sage_gateway.upstream import Timeouts
 from sage_prefect.common.errors import SettingsError, near_name
 from sage_prefect.control_plane.events import Band, BandSpec, Limits
 from sage_prefect.control_plane.hybrid_parameters import DEFAULT_BANDS
 from sage_prefect.control_plane.routing_strategies import ROUTING_STRATEGIES, resolve
-from sage_prefect.control_plane.strategies import POLICIES
-from sage_prefect.control_plane.strategies.hybrid_policy import HybridSchedulingPolicy
+from sage_prefect.control_plane.strategies import check_policy
 
 DEFAULT_POLICY = "least_outstanding"
 
-# Provider prefixes of litellm_params.model whose servers speak the OpenAI protocol.
-OPENAI_COMPATIBLE = frozenset(
-    {
-        "openai",
-        "custom_openai",
-        "hosted_vllm",
-        "llamafile",
-        "lm_studio",
-        "openai_like",
-        "text-completion-openai",
-    }
-)
 _SECTIONS = ("model_list", "router_settings", "general_settings", "sage_settings")
 # Sections of LiteLLM that are no misspelling of one of these.
 _LITELLM_SECTIONS = frozenset({"litellm_settings", "environment_variables", "callback_settings"})
-_OPENAI_URL = "https://api.openai.com/v1"
 _REFERENCE = "os.environ/"
 
 
@@ -54,6 +43,8 @@ class TenantConfig:
     key: str
     weight: float = 1.0
     bands: tuple[Band, ...] = tuple(Band)
+    max_queued: int | None = None
+    max_running: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +86,20 @@ class GatewayConfig:
     timeouts: Timeouts = field(default_factory=Timeouts)
     server: ServerLimits = field(default_factory=ServerLimits)
     health: HealthConfig = field(default_factory=HealthConfig)
+    recording: RecordingConfig = field(default_factory=RecordingConfig)
     warnings: tuple[str, ...] = ()
 
 
 _LIMITS, _TIMEOUTS, _SERVER, _HEALTH = Limits(), Timeouts(), ServerLimits(), HealthConfig()
 
 
-def load_config(file: Path, environ: Mapping[str, str] | None = None) -> GatewayConfig:
+def load_config(
+    file: Path, environ: Mapping[str, str] | None = None, policy: str | None = None
+) -> GatewayConfig:
     """Read and check a configuration file.
+
+    Args:
+        policy: instead of the file's.
 
     Raises:
         SettingsError: unreadable, not YAML, or a key is wrong: names file, key and what is
@@ -126,13 +123,18 @@ def load_config(file: Path, environ: Mapping[str, str] | None = None) -> Gateway
             f"gateway config {str(file)!r} is not YAML{where}: {problem}."
         ) from None
     try:
-        return parse_config(content, environ)
+        return parse_config(content, environ, policy)
     except SettingsError as error:
         raise SettingsError(f"{file}: {error.message}", hint=error.hint) from None
 
 
-def parse_config(content: Any, environ: Mapping[str, str] | None = None) -> GatewayConfig:
+def parse_config(
+    content: Any, environ: Mapping[str, str] | None = None, policy: str | None = None
+) -> GatewayConfig:
     """Check a configuration that YAML has parsed.
+
+    Args:
+        policy: instead of the configuration's.
 
     Raises:
         SettingsError: names the key, its value and what was expected.
@@ -141,9 +143,9 @@ def parse_config(content: Any, environ: Mapping[str, str] | None = None) -> Gate
     env = os.environ if environ is None else environ
     root = Section(_resolve(content, env, ""), "")
     warnings: list[str] = []
-    engines = _engines(root, warnings)
+    engines = engines_of(root, warnings)
     router = root.section("router_settings")
-    policy = _policy(router, warnings)
+    chosen = _policy(router, [] if policy is not None else warnings)
     retries = router.integer("num_retries", _LIMITS.max_retries, most=10)
     first_byte_s = router.seconds("timeout", _TIMEOUTS.first_byte_s)
     general = root.section("general_settings")
@@ -157,22 +159,20 @@ def parse_config(content: Any, environ: Mapping[str, str] | None = None) -> Gate
             )
     for section in (router, general, root):
         warnings += [f"{section.name(key)} is not honoured." for key in section.unread()]
-    promises = issubclass(POLICIES[policy], HybridSchedulingPolicy)
-    unused = None if promises else f"is not used by policy {policy!r}; hybrid uses it."
-    bands = _bands(sage, unused, warnings)
     config = GatewayConfig(
-        engines=tuple(engines),
-        policy=policy,
+        engines=engines,
+        policy=check_policy(policy) if policy is not None else chosen,
         master_key=master_key,
-        tenants=_tenants(sage, unused, warnings),
-        bands=bands,
+        tenants=_tenants(sage, warnings),
+        bands=_bands(sage),
         scheduling=_scheduling(sage, retries),
         timeouts=_timeouts(sage, first_byte_s),
         server=_server(sage),
         health=_health(sage),
+        recording=recording_config(sage),
     )
     sage.refuse_unread()
-    return replace(config, warnings=tuple(warnings))
+    return replace(config, warnings=(*warnings, *unused_settings(config, config.policy)))
 
 
 def _resolve(value: Any, env: Mapping[str, str], path: str) -> Any:
@@ -196,79 +196,7 @@ def _resolve(value: Any, env: Mapping[str, str], path: str) -> Any:
     return value
 
 
-# -- model_list -----------------------------------------------------------------------------
-
-
-def _engines(root: Section, warnings: list[str]) -> list[EngineConfig]:
-    engines: dict[str, EngineConfig] = {}
-    for i, item in enumerate(root.items("model_list")):
-        engine = _deployment(Section(item, f"model_list[{i}]"), warnings)
-        before = engines.get(engine.name)
-        engines[engine.name] = engine if before is None else _joined(before, engine, i)
-    return list(engines.values())
-
-
-def _deployment(entry: Section, warnings: list[str]) -> EngineConfig:
-    name = entry.required_text("model_name")
-    params = entry.section("litellm_params")
-    provider, upstream = _split_model(params)
-    base_url = params.text("api_base", _OPENAI_URL if provider == "openai" else None)
-    if base_url is None:
-        raise SettingsError(
-            f"{params.name('api_base')} is missing.", hint="It says where the engine listens."
-        )
-    address = parse_base_url(base_url, params.name("api_base"))
-    api_key = params.text("api_key")
-    timeout = params.seconds("timeout", 0.0, least=0.001) if params.has("timeout") else None
-    info = entry.section("model_info")
-    mode: Mode = next(m for m in MODES if m == info.choice("mode", MODES, "chat"))
-    engine = EngineConfig(
-        name=info.text("id") or f"{address.host}:{address.port}{_short(address.path)}",
-        base_url=base_url,
-        models=(ServedModel(name, mode, None if upstream == name else upstream),),
-        driver=info.text("engine", "openai") or "openai",
-        device=info.text("device", "cpu") or "cpu",
-        max_concurrency=info.integer("max_concurrency", 8, least=1, most=100_000),
-        api_key=api_key,
-        first_byte_s=timeout,
-    )
-    for section in (params, info, entry):
-        warnings += [f"{section.name(key)} is not honoured." for key in section.unread()]
-    return engine
-
-
-def _short(path: str) -> str:
-    return "" if path in ("", "/v1") else path
-
-
-def _split_model(params: Section) -> tuple[str, str]:
-    model = params.required_text("model")
-    provider, slash, rest = model.partition("/")
-    if not slash:
-        return "openai", model
-    if provider in OPENAI_COMPATIBLE:
-        return provider, rest
-    raise SettingsError(
-        f"{params.name('model')}={model!r}: provider {provider!r} is not OpenAI-compatible.",
-        hint="Providers that speak another protocol need the extra 'providers', whose route this "
-        "version does not have yet. If the server speaks OpenAI's protocol, write "
-        f"'openai/{model}'.",
-    )
-
-
-def _joined(before: EngineConfig, after: EngineConfig, index: int) -> EngineConfig:
-    """Two entries for one server are one engine with two models: its window is one."""
-    for what in ("base_url", "api_key"):
-        if getattr(before, what) != getattr(after, what):
-            raise SettingsError(
-                f"model_list[{index}] names engine {before.name!r} again, with another {what}.",
-                hint="Give each engine its own model_info.id.",
-            )
-    window = min(before.max_concurrency, after.max_concurrency)
-    return replace(before, models=before.models + after.models, max_concurrency=window)
-
-
-# -- the other sections -----------------------------------------------------------------------
+# -- the sections -----------------------------------------------------------------------
 
 
 def _policy(router: Section, warnings: list[str]) -> str:
@@ -284,7 +212,7 @@ def _policy(router: Section, warnings: list[str]) -> str:
     return resolve(wanted)
 
 
-def _tenants(sage: Section, unused: str | None, warnings: list[str]) -> tuple[TenantConfig, ...]:
+def _tenants(sage: Section, warnings: list[str]) -> tuple[TenantConfig, ...]:
     tenants: list[TenantConfig] = []
     labels = [band.label for band in Band]
     for i, item in enumerate(sage.items("tenants")):
@@ -302,12 +230,12 @@ def _tenants(sage: Section, unused: str | None, warnings: list[str]) -> tuple[Te
             entry.required_text("key"),
             entry.number("weight", 1.0, least=0.001),
             tuple(bands) or tuple(Band),
+            _cap(entry, "max_queued"),
+            _cap(entry, "max_running"),
         )
         for limit in ("rpm", "tpm"):
             if entry.integer(limit, 0):
                 warnings.append(f"{entry.name(limit)} is not enforced by this version.")
-        if entry.has("weight") and unused:
-            warnings.append(f"{entry.name('weight')} {unused}")
         entry.refuse_unread()
         if any(tenant.name == other.name for other in tenants):
             raise SettingsError(f"{entry.name('name')}={tenant.name!r} is there twice.")
@@ -317,7 +245,11 @@ def _tenants(sage: Section, unused: str | None, warnings: list[str]) -> tuple[Te
     return tuple(tenants)
 
 
-def _bands(sage: Section, unused: str | None, warnings: list[str]) -> tuple[BandSpec, ...]:
+def _cap(entry: Section, key: str) -> int | None:
+    return entry.integer(key, 0) if entry.has(key) else None
+
+
+def _bands(sage: Section) -> tuple[BandSpec, ...]:
     bands = sage.section("bands")
     found: list[BandSpec] = []
     for band in Band:
@@ -325,8 +257,6 @@ def _bands(sage: Section, unused: str | None, warnings: list[str]) -> tuple[Band
         ttft = slo.integer("ttft_slo_ms", 0, least=1)
         tpot = slo.integer("tpot_slo_ms", 0, least=1)
         if ttft or tpot:
-            if unused:
-                warnings.append(f"{slo.path} {unused}")
             found.append(
                 replace(
                     DEFAULT_BANDS[band],
@@ -346,6 +276,7 @@ def _scheduling(sage: Section, retries: int) -> Limits:
         queue.integer("max_bytes", _LIMITS.max_queued_bytes),
         queue.seconds("timeout_s", _LIMITS.queue_timeout_s),
         retries,
+        queue.seconds("unavailable_wait_s", _LIMITS.unavailable_wait_s, least=0.0),
     )
     queue.refuse_unread()
     return limits

@@ -81,13 +81,22 @@ class Section:
             raise self._wrong(key, value, f"a number of seconds from {least:g} to 86400")
         return float(value)
 
-    def number(self, key: str, default: float, *, least: float = 0.0) -> float:
+    def number(self, key: str, default: float, *, least: float = 0.0, most: float = 1e9) -> float:
         value = self.any(key)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
-            raise self._wrong(key, value, f"a number of at least {least:g}")
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not least <= value <= most:  # NaN is in no range
+            raise self._wrong(key, value, f"a number from {least:g} to {most:g}")
         return float(value)
+
+    def flag(self, key: str, *, default: bool = False) -> bool:
+        value = self.any(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return value
 
     def items(self, key: str) -> list[Any]:
         value = self.any(key)

@@ -12,11 +12,13 @@ from urllib.parse import urlsplit
 from sage_gateway.upstream import Timeouts
 from sage_gateway.upstream_pool import UpstreamPool
 from sage_prefect.common.errors import SettingsError
-from sage_prefect.control_plane.events import EngineSpec, Kind
+from sage_prefect.control_plane.events import EngineProfile, EngineSpec, Kind
 
 Mode = Literal["chat", "completion", "embedding"]
 MODES: tuple[Mode, ...] = ("chat", "completion", "embedding")
 
+OPENAI_INPUTS, CAREFUL_INPUTS = 2048, 32
+_TAKES_MANY = frozenset({"sentence-transformers", "vllm"})
 _ABORT_ONLY_STREAMS = frozenset({"llamacpp"})
 _ENGINE_NAME = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
@@ -47,6 +49,15 @@ class EngineConfig:
     max_concurrency: int = 8
     api_key: str | None = None
     first_byte_s: float | None = None
+    takes_priority: bool = False
+    """It schedules by the body's ``priority`` (vLLM's ``--scheduling-policy priority``)."""
+    price: float = 1.0
+    profile: EngineProfile | None = None
+    kv_tokens: int | None = None
+    max_batch_tokens: int | None = None
+    max_batch_inputs: int | None = None
+    padded: bool = False
+    accelerator: str | None = None
     origin: Literal["config", "management"] = "config"
 
     @property
@@ -57,7 +68,28 @@ class EngineConfig:
     def spec(self) -> EngineSpec:
         """What the control plane is told."""
         names = tuple(dict.fromkeys(model.name for model in self.models))
-        return EngineSpec(self.name, names, self.max_concurrency, self.driver, self.device)
+        return EngineSpec(
+            self.name,
+            names,
+            self.max_concurrency,
+            self.driver,
+            self.device,
+            price=self.price,
+            profile=self.profile,
+            kv_tokens=self.kv_tokens,
+            max_batch_tokens=self.max_batch_tokens,
+            max_batch_inputs=self.most_inputs,
+            padded=self.padded,
+            accelerator=self.accelerator,
+        )
+
+    @property
+    def most_inputs(self) -> int:
+        """Inputs that it takes in one call. A server of which nothing is known may be
+        text-embeddings-inference, which refuses more than 32 unless it was told otherwise."""
+        if self.max_batch_inputs is not None:
+            return self.max_batch_inputs
+        return OPENAI_INPUTS if self.driver in _TAKES_MANY else CAREFUL_INPUTS
 
     def public(self) -> dict[str, Any]:
         """For the management API: everything but the key."""
@@ -71,6 +103,12 @@ class EngineConfig:
             "driver": self.driver,
             "device": self.device,
             "max_concurrency": self.max_concurrency,
+            "takes_priority": self.takes_priority,
+            "price": self.price,
+            "kv_tokens": self.kv_tokens,
+            "max_batch_tokens": self.max_batch_tokens,
+            "max_batch_inputs": self.most_inputs,
+            "accelerator": self.accelerator,
             "has_api_key": self.api_key is not None,
             "origin": self.origin,
         }

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 
 from sage_gateway.auth import KeyRing
+from sage_gateway.batch_courier import BatchCourier
 from sage_gateway.config import GatewayConfig
 from sage_gateway.engines import EngineConfig, EngineRegistry
 from sage_gateway.health import HealthMonitor
 from sage_gateway.inference import InferenceService
 from sage_gateway.metrics import EngineGauge, GatewayMetrics
+from sage_gateway.policy_warnings import unused_settings
+from sage_gateway.recording import Recorder
 from sage_gateway.scheduler import Scheduler
 from sage_prefect.control_plane.events import EngineState, TenantSpec
 from sage_prefect.control_plane.ledger import EngineEntry
 from sage_prefect.control_plane.manager import ControlPlaneManager
+
+log = logging.getLogger(__name__)
 
 
 class Gateway:
@@ -25,7 +31,7 @@ class Gateway:
         keys: who may call.
 
     Raises:
-        SettingsError: an engine of the configuration is wrong.
+        SettingsError: an engine of the configuration is wrong, or its event log cannot be written.
         UnknownNameError: the policy is not known.
     """
 
@@ -33,13 +39,22 @@ class Gateway:
         self.config = config
         self.keys = keys
         self.manager = ControlPlaneManager(config.policy, config.scheduling)
-        self.scheduler = Scheduler(self.manager, asyncio.get_running_loop())
+        loop, recording = asyncio.get_running_loop(), config.recording
+        self.recorder = (
+            Recorder(recording.file, recording, self.manager, loop) if recording.file else None
+        )
+        self.scheduler = Scheduler(self.manager, loop, self.recorder)
         self.scheduler.configure(
-            config.bands, tuple(TenantSpec(t.name, t.weight) for t in config.tenants)
+            config.bands,
+            tuple(
+                TenantSpec(t.name, t.weight, t.max_queued, t.max_running) for t in config.tenants
+            ),
         )
         self.engines = EngineRegistry(config.timeouts)
         self.health = HealthMonitor(self.engines, self.scheduler, config.health)
-        self.metrics = GatewayMetrics(lambda: self.manager.queued, self._gauges)
+        self.metrics = GatewayMetrics(lambda: self.manager.queued, self._gauges, self.recorder)
+        self.courier = BatchCourier(self.engines, self.scheduler, self.health, self.metrics)
+        self.scheduler.courier = self.courier
         self.inference = InferenceService(
             self.engines, self.scheduler, self.health, self.metrics, config.server
         )
@@ -55,7 +70,20 @@ class Gateway:
         is_new = self.engines.add(config)
         self.health.forget(config.name)
         self.scheduler.add_engine(config.spec())
+        if config.origin == "management":
+            # Who registers an engine at run time says that it is up.
+            self.scheduler.report(config.name, EngineState.READY, "registered")
         return is_new
+
+    def set_policy(self, name: str) -> None:
+        """Switch the policy; what the configuration says in vain then is logged.
+
+        Raises:
+            UnknownNameError: the policy is not known.
+        """
+        self.scheduler.set_policy(name)
+        for unused in unused_settings(self.config, name):
+            log.warning(unused)
 
     def remove(self, name: str) -> bool:
         """Take an engine away; what runs in it finishes. False when there is none."""
@@ -90,10 +118,13 @@ class Gateway:
         return listed
 
     async def close(self) -> None:
-        """Stop probes and timers; close idle connections."""
+        """Stop probes and timers; close idle connections and the event log."""
         self.scheduler.close()
+        await self.courier.close()
         await self.health.close()
         self.engines.close()
+        if self.recorder is not None:
+            self.recorder.close()
 
     def _entries(self) -> Iterator[EngineEntry]:
         return (entry for entry in self.manager.ledger if not entry.leaving)

@@ -59,8 +59,12 @@ class HealthMonitor:
         """Ask an engine of which nothing is known yet; one that does not answer is suspect."""
         complaint = await complaint_of(engine, self._config.probe_timeout_s)
         is_ours = self._engines.get(engine.name) is engine
-        if complaint is not None and is_ours and engine.name not in self._probes:
+        if not is_ours or engine.name in self._probes:
+            return
+        if complaint is not None:
             self._suspect(engine, complaint)
+        else:
+            self._scheduler.report(engine.name, EngineState.READY, "answers")
 
     def forget(self, name: str) -> None:
         """The engine was removed, or registered anew."""

@@ -11,9 +11,12 @@ import asyncio
 import logging
 from typing import Any
 
+import orjson
+
 from sage_gateway.answer_relay import AnswerRelay
 from sage_gateway.auth import Caller
 from sage_gateway.config import ServerLimits
+from sage_gateway.embedding_call import EmbeddingCall
 from sage_gateway.engines import Engine, EngineRegistry
 from sage_gateway.errors import ClientGone, HttpError, error_event
 from sage_gateway.health import HealthMonitor
@@ -28,13 +31,11 @@ from sage_gateway.sse_relay import SseRelay
 from sage_gateway.upstream import Exchange, UpstreamError
 from sage_gateway.usage import NO_USAGE, Usage
 from sage_prefect.common.errors import RequestRejected
-from sage_prefect.control_plane.events import FailureCause
+from sage_prefect.control_plane.events import Band, FailureCause
 from sage_prefect.control_plane.request_classifier import RequestClassifier
 
 log = logging.getLogger(__name__)
 
-# A used connection that dies this soon was closed by the engine before it saw the request.
-STALE_WITHIN_S = 1.0
 _SOON = ((b"retry-after", b"2"),)
 UNKNOWN_MODEL = "unknown"  # the label of models that nobody serves: clients choose no labels
 
@@ -148,7 +149,8 @@ class InferenceCall:
             )
         except RequestRejected as rejected:
             raise HttpError.of(rejected) from None
-        ticket = service.scheduler.submit(info)
+        call = None if info.merge_key is None else EmbeddingCall(self.raw, self.body)
+        ticket = service.scheduler.submit(info, call)
         watcher = self.loop.create_task(_watch_client(receive, service.scheduler, ticket))
         try:
             await self._until_answered(ticket)
@@ -168,7 +170,11 @@ class InferenceCall:
             try:
                 name = await ticket.placed()
             except Refused as refused:
+                self.last_failure = ticket.failure or self.last_failure
                 raise self._refusal(refused) from None
+            if name is None:
+                self.observe(await self._merged_answer(ticket, waiting_since))
+                return
             self.queue_s += clock() - waiting_since
             engine = self.service.engines.get(name)
             if engine is None:
@@ -201,38 +207,36 @@ class InferenceCall:
             UpstreamError: the engine failed; ``reply.status`` says whether bytes had left.
         """
         service = self.service
-        body, withhold_usage = self._body_for(engine)
+        body, withhold_usage = self._body_for(engine, ticket.info.band)
         parts = [engine.post_head(self.route.upstream, len(body), self._upstream_headers()), body]
         overhead_s = clock() - self.read_at - self.queue_s - self.failed_s
         exchange = await self._send(ticket, engine, parts)
         service.health.succeeded(engine.name)
         service.metrics.sent(self.route.label, self.model, self.queue_s, overhead_s)
-        headers = self._answer_headers(engine, overhead_s)
+        headers = self._answer_headers(engine.header_name, overhead_s)
         relay = AnswerRelay(self, ticket, engine, exchange, headers)
         return await relay.pass_on(withhold_usage=withhold_usage)
 
+    async def _merged_answer(self, ticket: Ticket, waiting_since: float) -> int:
+        """All inputs were answered in batches, with those of other calls: one answer of them."""
+        service, vectors = self.service, ticket.vectors
+        if vectors is None or ticket.batched_by is None:
+            raise RuntimeError("a call was answered by no batch. This is a bug.")
+        self.queue_s += ticket.batched_at - waiting_since
+        in_engine_s = ticket.answered_at - ticket.batched_at
+        body = vectors.answer()
+        overhead_s = clock() - self.read_at - self.queue_s - self.failed_s - in_engine_s
+        service.metrics.sent(self.route.label, self.model, self.queue_s, overhead_s)
+        self._learn(ticket, vectors.usage)
+        headers = self._answer_headers(ticket.batched_by, overhead_s)
+        await self.reply.whole(200, body, headers=headers)
+        return 200
+
     async def _send(self, ticket: Ticket, engine: Engine, parts: list[bytes]) -> Exchange:
         """Send the request and wait for the head of the answer."""
-        pool = engine.pool
-        exchange, used_before = await pool.request(parts)
-        sent_at = clock()
-        self._bind(ticket, exchange)
-        try:
-            await exchange.head()
-        except UpstreamError as error:
-            stale = (
-                used_before
-                and not error.answered
-                and error.cause is FailureCause.RESET
-                and not ticket.gone
-                and clock() - sent_at < STALE_WITHIN_S
-            )
-            if not stale:
-                raise
-            exchange = await pool.request_fresh(parts)
-            self._bind(ticket, exchange)
-            await exchange.head()
-        return exchange
+        return await engine.pool.exchange(
+            parts, lambda exchange: self._bind(ticket, exchange), lambda: not ticket.gone
+        )
 
     @staticmethod
     def _bind(ticket: Ticket, exchange: Exchange) -> None:
@@ -273,17 +277,25 @@ class InferenceCall:
 
     def done(self, ticket: Ticket, usage: Usage) -> None:
         """The engine has finished: settle the books and learn from its token counts."""
+        self.service.scheduler.done(ticket, usage)
+        self._learn(ticket, usage)
+
+    def _learn(self, ticket: Ticket, usage: Usage) -> None:
         service = self.service
-        service.scheduler.done(ticket, usage)
         if usage is not NO_USAGE:
             service.metrics.used(self.model, usage)
             service.classifier.learn(ticket.info, usage.prompt_tokens, usage.output_tokens)
 
     # -- what goes to the engine, what goes to the client -----------------------------------
 
-    def _body_for(self, engine: Engine) -> tuple[bytes, bool]:
+    def _body_for(self, engine: Engine, band: Band) -> tuple[bytes, bool]:
         """The bytes to send, and whether the usage event was our wish, not the client's."""
         changes: dict[str, Any] = {}
+        # vLLM refuses a priority unless it schedules by priority. Ours says what the client is
+        # entitled to, lower first.
+        drop = None if engine.config.takes_priority else "priority"
+        if engine.config.takes_priority:
+            changes["priority"] = int(band)
         served = engine.model(self.body["model"], self.route.kind)
         if served is not None and served.upstream is not None:
             changes["model"] = served.upstream
@@ -296,7 +308,15 @@ class InferenceCall:
             if options.get("include_usage") is not True:
                 changes["stream_options"] = {**options, "include_usage": True}
                 withhold = True
-        return (splice(self.raw, self.body, changes) if changes else self.raw), withhold
+        if not changes and drop not in self.body:
+            return self.raw, withhold
+        return splice(self.raw, self.body, changes, drop), withhold
+
+    def alias_of(self, engine: Engine) -> bytes | None:
+        """The client's name of the model as JSON, where the engine has another one."""
+        served = engine.model(self.body["model"], self.route.kind)
+        known = served is None or served.upstream is None
+        return None if known else orjson.dumps(self.body["model"])
 
     def _upstream_headers(self) -> bytes:
         lines = b"x-request-id: %b\r\n" % self.reply.request_id
@@ -306,9 +326,9 @@ class InferenceCall:
                 lines += b"%b: %b\r\n" % (name, value)
         return lines
 
-    def _answer_headers(self, engine: Engine, overhead_s: float) -> HeaderList:
+    def _answer_headers(self, engine: bytes, overhead_s: float) -> HeaderList:
         return [
-            (b"x-sage-engine", engine.header_name),
+            (b"x-sage-engine", engine),
             (b"x-sage-queue-ms", b"%.3f" % (self.queue_s * 1e3)),
             (b"x-sage-overhead-ms", b"%.3f" % (overhead_s * 1e3)),
         ]

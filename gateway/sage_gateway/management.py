@@ -37,6 +37,24 @@ class EngineIn(BaseModel):
     driver: str = Field("openai", max_length=64)
     device: str = Field("cpu", max_length=64)
     max_concurrency: int = Field(8, ge=1, le=100_000, description="The engine's window.")
+    takes_priority: bool = Field(
+        False, description="It schedules by the body's `priority`; others never get one."
+    )
+    price: float = Field(
+        1.0, ge=0, le=1e9, allow_inf_nan=False, description="Of its time; policy `cost` uses it."
+    )
+    kv_tokens: int | None = Field(
+        None, ge=1, le=1 << 32, description="Tokens that its KV cache holds."
+    )
+    max_batch_tokens: int | None = Field(
+        None, ge=1, le=1 << 32, description="Tokens of one iteration or embedding call."
+    )
+    max_batch_inputs: int | None = Field(
+        None, ge=1, le=2048, description="Inputs of one embedding call; default by driver."
+    )
+    accelerator: str | None = Field(
+        None, max_length=128, description="The physical device; engines that name one share it."
+    )
     api_key: str | None = Field(None, description="Key of the engine; never shown again.")
     upstream_model: str | None = Field(
         None, max_length=256, description="The model's name at the engine, where it differs."
@@ -52,6 +70,12 @@ class EngineIn(BaseModel):
             device=self.device,
             max_concurrency=self.max_concurrency,
             api_key=self.api_key,
+            takes_priority=self.takes_priority,
+            price=self.price,
+            kv_tokens=self.kv_tokens,
+            max_batch_tokens=self.max_batch_tokens,
+            max_batch_inputs=self.max_batch_inputs,
+            accelerator=self.accelerator,
             origin="management",
         )
 
@@ -101,7 +125,7 @@ def management_app(gateway: Gateway) -> FastAPI:
     @app.put("/v1/management/policy")
     async def set_policy(wanted: PolicyIn) -> dict[str, Any]:
         """Switch the policy; queued requests keep their place."""
-        gateway.scheduler.set_policy(wanted.policy)
+        gateway.set_policy(wanted.policy)
         return await get_policy()
 
     @app.get("/v1/management/explain/{request_id:path}")

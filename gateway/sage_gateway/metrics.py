@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from prometheus_client import Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from sage_gateway.recording import Recorder
 from sage_gateway.usage import Usage
 from sage_prefect.common.metrics import LATENCY_BUCKETS, OVERHEAD_BUCKETS, new_registry, render
 
@@ -31,10 +32,14 @@ class GatewayMetrics:
     Args:
         queue_depth: how many requests wait for an engine now.
         engines: the engines now.
+        recorder: of the event log, if there is one.
     """
 
     def __init__(
-        self, queue_depth: Callable[[], int], engines: Callable[[], Iterable[EngineGauge]]
+        self,
+        queue_depth: Callable[[], int],
+        engines: Callable[[], Iterable[EngineGauge]],
+        recorder: Recorder | None = None,
     ) -> None:
         self.registry = new_registry()
         self._requests = Counter(
@@ -73,7 +78,14 @@ class GatewayMetrics:
             ["engine", "cause"],
             registry=self.registry,
         )
-        self.registry.register(_StateCollector(queue_depth, engines))
+        self._batches = Histogram(
+            "sage_gateway_batch_inputs",
+            "Inputs of the embedding calls that were merged from several requests.",
+            ["engine"],
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048),
+            registry=self.registry,
+        )
+        self.registry.register(_StateCollector(queue_depth, engines, recorder))
         self._kept_requests: dict[tuple[str, str, int], Counter] = {}
         self._kept: dict[tuple[str, str], tuple[Histogram, Histogram, Histogram]] = {}
         self._kept_overhead: dict[str, Histogram] = {}
@@ -123,6 +135,10 @@ class GatewayMetrics:
         """An attempt on an engine failed."""
         self._failures.labels(engine, cause).inc()
 
+    def batched(self, engine: str, inputs: int) -> None:
+        """An engine answered a merged call."""
+        self._batches.labels(engine).observe(inputs)
+
     def render(self) -> tuple[bytes, str]:
         """The exposition and its content type."""
         return render(self.registry)
@@ -145,10 +161,14 @@ class _StateCollector(Collector):
     """Gauges read at scrape time: no bookkeeping that could drift from the truth."""
 
     def __init__(
-        self, queue_depth: Callable[[], int], engines: Callable[[], Iterable[EngineGauge]]
+        self,
+        queue_depth: Callable[[], int],
+        engines: Callable[[], Iterable[EngineGauge]],
+        recorder: Recorder | None,
     ) -> None:
         self._queue_depth = queue_depth
         self._engines = engines
+        self._recorder = recorder
 
     def describe(self) -> Iterator[Metric]:
         return iter(())
@@ -156,6 +176,17 @@ class _StateCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily(
             "sage_gateway_queue_depth", "Requests that wait for an engine.", self._queue_depth()
+        )
+        recorder = self._recorder
+        yield GaugeMetricFamily(
+            "sage_gateway_recording",
+            "1 while events are recorded; 0 when recording is off or has stopped by itself.",
+            float(recorder is not None and recorder.active),
+        )
+        yield CounterMetricFamily(
+            "sage_gateway_recorded_events",
+            "Events that the log has taken.",
+            recorder.steps if recorder is not None else 0,
         )
         in_flight = GaugeMetricFamily(
             "sage_gateway_in_flight", "Requests inside an engine.", labels=["engine"]

@@ -14,6 +14,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 # A body may take its time as long as it moves: each stretch of so many bytes earns a second.
 _SLOWEST_BYTES_PER_S = 16 * 1024
+# Names are kept, compared and recorded; a prompt that lands here by mistake is not.
+_LONGEST_MODEL = 1024
 
 
 async def read_body(
@@ -107,6 +109,13 @@ def parse_body(raw: bytes, required: str) -> dict[str, Any]:
         )
     if not isinstance(model, str) or not model:
         raise _wrong("model", model, "a text that is not empty")
+    if len(model) > _LONGEST_MODEL:
+        raise HttpError(
+            400,
+            f"The field 'model' has {len(model)} characters; a name has at most {_LONGEST_MODEL}.",
+            code="invalid_field",
+            param="model",
+        )
     value = body.get(required)
     if value is None:
         raise HttpError(

@@ -20,13 +20,12 @@ import uvloop
 
 from sage_gateway.app import GatewayApp
 from sage_gateway.auth import KeyRing
-from sage_gateway.config import GatewayConfig, load_config
+from sage_gateway.config import GatewayConfig, load_config, parse_config
 from sage_gateway.gateway import Gateway
 from sage_gateway.http_protocol import limited_protocol
 from sage_prefect.common.errors import PortInUseError, ServiceError, SettingsError
 from sage_prefect.common.keys import read_master_key
 from sage_prefect.common.ports import SagePorts, choose_port
-from sage_prefect.control_plane.strategies import check_policy
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +37,7 @@ def serve(
     port: int | None = None,
     policy: str | None = None,
     no_auth: bool = False,
+    record: Path | None = None,
     announce: Callable[[str], None] = print,
 ) -> None:
     """Run a gateway in the foreground until SIGINT or SIGTERM.
@@ -48,17 +48,23 @@ def serve(
         port: port to bind; None: ``SAGE_PORT_GATEWAY``, else 8888 or the next free one; 0: any.
         policy: scheduling policy; None: the configuration's.
         no_auth: ask for no key (loopback only).
+        record: file that events are recorded in; None: the configuration's.
         announce: told the address once requests are answered.
 
     Raises:
-        SettingsError: configuration or keys are wrong.
+        SettingsError: configuration or keys are wrong, or the event log cannot be written.
         PortInUseError: the chosen port is taken.
         ServiceError: the address cannot be bound.
         UnknownNameError: the policy is not known.
     """
-    config = load_config(config_file) if config_file is not None else GatewayConfig()
-    if policy is not None:
-        config = dataclasses.replace(config, policy=check_policy(policy))
+    if config_file is not None:
+        config = load_config(config_file, policy=policy)
+    else:
+        config = parse_config(None, policy=policy)
+    if record is not None:
+        config = dataclasses.replace(
+            config, recording=dataclasses.replace(config.recording, file=record)
+        )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     for warning in config.warnings:
         log.warning(warning)

@@ -10,6 +10,7 @@ import orjson
 from sage_gateway.errors import error_body
 
 _RETRYABLE = frozenset({429, 500, 502, 503, 504})
+_OVERLOADED = frozenset({429, 503})
 _SHOWN = 500
 
 
@@ -26,6 +27,11 @@ class WrappedError:
 def retryable_status(status: int) -> bool:
     """Whether another engine may do better with the same request."""
     return status in _RETRYABLE
+
+
+def says_overloaded(status: int) -> bool:
+    """Whether the engine has no room at present."""
+    return status in _OVERLOADED
 
 
 def wrapped_error(engine: str, status: int, answer: bytes) -> WrappedError:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
+from collections.abc import Callable
 
-from sage_gateway.upstream import Exchange, Timeouts, UpstreamConnection, open_connection
+from sage_gateway.upstream import (
+    Exchange,
+    Timeouts,
+    UpstreamConnection,
+    UpstreamError,
+    open_connection,
+)
+from sage_prefect.control_plane.events import FailureCause
 
 # Uvicorn, and with it vLLM, closes a connection that is idle for 5 s; ours are dropped before.
 IDLE_LIMIT_S = 4.0
+# A used connection that dies this soon was closed by the engine before it saw the request.
+STALE_WITHIN_S = 1.0
 
 
 class UpstreamPool:
@@ -69,6 +80,39 @@ class UpstreamPool:
         await open_connection(connection, self._host, self._port, self._tls, limits.connect_s)
         exchange = connection.send(parts, limits)
         self._all.add(connection)
+        return exchange
+
+    async def exchange(
+        self, parts: list[bytes], bind: Callable[[Exchange], None], is_wanted: Callable[[], bool]
+    ) -> Exchange:
+        """Send a request and wait for the head of its answer; once more if its connection had been
+        closed by the engine before it came.
+
+        Args:
+            bind: is given the exchange as soon as it is under way, so that it can be aborted.
+            is_wanted: whether somebody still waits for the answer.
+
+        Raises:
+            UpstreamError: the engine could not be reached, or failed.
+        """
+        exchange, used_before = await self.request(parts)
+        sent_at = time.monotonic()
+        bind(exchange)
+        try:
+            await exchange.head()
+        except UpstreamError as error:
+            stale = (
+                used_before
+                and not error.answered
+                and error.cause is FailureCause.RESET
+                and is_wanted()
+                and time.monotonic() - sent_at < STALE_WITHIN_S
+            )
+            if not stale:
+                raise
+            exchange = await self.request_fresh(parts)
+            bind(exchange)
+            await exchange.head()
         return exchange
 
     def close(self) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from sage_prefect import __version__
+
 app = typer.Typer(help="The OpenAI-compatible gateway.", no_args_is_help=True)
 
 
@@ -31,6 +33,10 @@ def start(
         str | None,
         typer.Option(help="Scheduling policy; none: the configuration's."),
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option("--record", help="Event log to write; none: the configuration's."),
+    ] = None,
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="Ask for no key (loopback only).")
     ] = False,
@@ -53,5 +59,30 @@ def start(
         port=port,
         policy=policy,
         no_auth=no_auth,
+        record=record,
         announce=functools.partial(print, flush=True),
     )
+
+
+@app.command("replay")
+def replay(
+    log: Annotated[Path, typer.Argument(help="An event log that a gateway has recorded.")],
+) -> None:
+    """Feed a recorded log to a fresh control plane and compare its decisions."""
+    from sage_prefect.platform.event_log import read_log
+    from sage_prefect.platform.event_log import replay as replay_log
+    from sage_prefect.platform.recorded_manager import manager_of
+
+    recorded = read_log(log)
+    result = replay_log(recorded, lambda: manager_of(recorded.header.settings))
+    if recorded.torn:
+        typer.echo("The last line is half-written, as after a crash; it was left out.")
+    if result.difference is None:
+        typer.echo(f"identical: {result.steps} steps")
+        return
+    typer.echo(f"{result.steps} steps are identical, then")
+    typer.echo(str(result.difference))
+    recorded_by = recorded.header.settings.get("sage")
+    if recorded_by != __version__:
+        typer.echo(f"It was recorded by SAGE {recorded_by}; this is {__version__}.")
+    raise typer.Exit(1)

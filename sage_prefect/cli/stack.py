@@ -62,6 +62,7 @@ def gateway_spec(settings: Settings) -> ServiceSpec:
     command = (
         *(sys.executable, "-m", "sage_gateway"),
         *("--config", str(config), "--host", gateway.host, "--port", "{port}"),
+        *(("--record", str(gateway.record.absolute())) if gateway.record else ()),
     )
     local = "127.0.0.1" if gateway.host in ("0.0.0.0", "::") else gateway.host
     return ServiceSpec(

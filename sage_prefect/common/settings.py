@@ -59,6 +59,7 @@ class GatewaySettings(_Section):
         None, description="A gateway.yaml; none: generated from engines."
     )
     policy: str = Field("fifo", description="Scheduling policy of the control plane.")
+    record: UserPath | None = Field(None, description="Event log to write; none: record nothing.")
 
 
 class EngineSettings(_Section):

@@ -61,4 +61,4 @@ def retry_after_s(excess: float, spread: float) -> int:
         excess: predicted wait beyond what is allowed.
         spread: 0 to 1, random: clients must not come back all at once.
     """
-    return max(1, min(60, math.ceil(max(0.0, excess) * (1.0 + 0.3 * spread))))
+    return max(1, min(60, math.ceil(min(60.0, max(0.0, excess) * (1.0 + 0.3 * spread)))))

@@ -4,6 +4,9 @@ Lengths are shares of the body's estimated tokens, so that what is learned of by
 for them; inputs given as token ids are counted. Keys serve de-duplication: two inputs get one
 result only if model, every option of the call and the input itself are equal. They are BLAKE2b cut
 to 64 bits: among 100,000 inputs that wait, two different ones meet with a probability of 3e-10.
+
+Calls may be merged only if their bodies are equal in everything but the inputs, and the inputs are
+of one form (texts or token ids): what a field means to an engine need not be known then.
 """
 
 from __future__ import annotations
@@ -61,6 +64,30 @@ def measure_inputs(
         tokens = tuple([len(one) >> 2 or 1 for one in ids])
         form = b"\1"  # the ids' bytes may be those of a text
     return tokens, (_keys(body, form, read) if len(read) <= MAX_KEYED_INPUTS else ())
+
+
+def merge_key(kind: Kind, body: Mapping[str, Any], tokens: tuple[int, ...]) -> int | None:
+    """Calls of one model with equal keys may share a call of an engine.
+
+    Args:
+        tokens: of each input, as measured.
+
+    Returns:
+        None for what goes to its engine as it came: rerank calls, inputs of a shape that is not
+        known, and more than ``MAX_KEYED_INPUTS``, whose answer would be too big to be held.
+    """
+    if kind != "embedding" or not tokens or len(tokens) > MAX_KEYED_INPUTS:
+        return None
+    value = body.get("input")
+    first = value[0] if isinstance(value, list) and value else value
+    form = "text" if isinstance(first, str) else "ids"
+    rest = {name: field for name, field in body.items() if name not in ("input", "model")}
+    try:
+        seed = f"{form}\0{json.dumps(rest, sort_keys=True) if rest else ''}"
+    except (TypeError, ValueError, RecursionError):
+        return None  # nested too deeply to be written
+    digest = blake2b(seed.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def _embedded(value: Any) -> list[Any]:

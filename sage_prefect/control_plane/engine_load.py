@@ -37,6 +37,7 @@ class EngineLoad:
         "_rate_at",
         "assumed",
         "batch",
+        "batch_at",
         "batch_preferred",
         "budget",
         "context",
@@ -68,6 +69,8 @@ class EngineLoad:
         self.latency = 0
         """Requests of bands before BATCH inside it."""
         self.batch = 0
+        self.batch_at: float | None = None
+        """When batch work was last inside, or first asked for it."""
         self.prefill = 0.0
         """Uncached prompt tokens of requests without a first token."""
         self.pending = 0.0
@@ -173,6 +176,7 @@ class EngineLoad:
         self._rate_at = now
         if request.band is Band.BATCH:
             self.batch += 1
+            self.batch_at = now
         else:
             self.latency += 1
             if request.tpot_slo_s < _NO_PROMISE:
@@ -229,6 +233,7 @@ class EngineLoad:
         self._shrink_growth(request, request.growth)
         if request.band is Band.BATCH:
             self.batch -= 1
+            self.batch_at = now
             return
         self.latency -= 1
         promise = request.tpot_slo_s

@@ -6,39 +6,52 @@ thousand-digit numbers into the books, where one NaN would spoil an order for go
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-from sage_prefect.control_plane.events import BandSpec, Done, EngineSpec, RequestInfo
+from sage_prefect.control_plane.events import (
+    BandSpec,
+    Done,
+    EngineSpec,
+    Limits,
+    RequestInfo,
+    TenantSpec,
+)
 
 MAX_TOKENS = 1 << 32
 """More than any prompt or answer has; floats are exact far beyond it."""
+MAX_NUMBER = 1e9
+"""More than any time in seconds, price or weight is; products of a few stay finite."""
+MAX_CONCURRENCY = 1 << 20
+FAR = 1e15
+"""Seconds: no clock shows so much."""
 
 
 def bounded_request(info: RequestInfo) -> RequestInfo:
     """``info`` with counts between 0 and ``MAX_TOKENS`` and times that can be compared.
 
-    A NaN deadline, and a promise that is not a positive number, count as not given.
+    A deadline that is no time, and a promise that is not a positive one, count as not given.
     """
     output, ttft, tpot = info.output_estimate, info.ttft_slo_s, info.tpot_slo_s
     if (
         0 <= info.prompt_tokens <= MAX_TOKENS
         and info.body_bytes >= 0
         and (output is None or 0 <= output <= MAX_TOKENS)
-        and (ttft is None or 0 < ttft < math.inf)
-        and (tpot is None or 0 < tpot < math.inf)
-        and (info.deadline is None or info.deadline == info.deadline)
+        and (ttft is None or 0 < ttft <= MAX_NUMBER)
+        and (tpot is None or 0 < tpot <= MAX_NUMBER)
+        and (info.deadline is None or -FAR <= info.deadline <= FAR)
     ):
         return info
     deadline = info.deadline
+    if deadline is not None and not deadline <= FAR:
+        deadline = None
     return replace(
         info,
         prompt_tokens=_bounded(info.prompt_tokens) or 0,
         body_bytes=max(0, info.body_bytes),
         output_estimate=_bounded(output),
-        ttft_slo_s=ttft if ttft is not None and 0 < ttft < math.inf else None,
-        tpot_slo_s=tpot if tpot is not None and 0 < tpot < math.inf else None,
-        deadline=None if deadline is not None and deadline != deadline else deadline,
+        ttft_slo_s=ttft if ttft is not None and 0 < ttft <= MAX_NUMBER else None,
+        tpot_slo_s=tpot if tpot is not None and 0 < tpot <= MAX_NUMBER else None,
+        deadline=None if deadline is None else max(deadline, -FAR),
     )
 
 
@@ -61,12 +74,17 @@ def is_count(value: int | None) -> bool:
 
 
 def is_measurable(spec: EngineSpec) -> bool:
-    """Whether an engine's price and profile are finite and not negative."""
+    """Whether an engine's window, price, profile and tokens can be true."""
     profile = spec.profile
-    numbers = [spec.price, *((spec.kv_tokens,) if spec.kv_tokens is not None else ())]
+    numbers = [spec.price]
     if profile is not None:
         numbers += [profile.c0, profile.a, profile.b, profile.g, profile.s0, profile.alpha]
-    return all(0 <= number < math.inf for number in numbers)
+    return (
+        1 <= spec.max_concurrency <= MAX_CONCURRENCY
+        and all(0 <= number <= MAX_NUMBER for number in numbers)
+        and is_count(spec.kv_tokens)
+        and is_count(spec.max_batch_tokens)
+    )
 
 
 def is_promise(spec: BandSpec) -> bool:
@@ -75,10 +93,23 @@ def is_promise(spec: BandSpec) -> bool:
     shares = (spec.min_share, spec.reject_share or 0.0)
     age = spec.age_limit_s
     return (
-        all(wish is None or 0 < wish < math.inf for wish in times)
+        all(wish is None or 0 < wish <= MAX_NUMBER for wish in times)
         and all(0 <= share <= 1 for share in shares)
-        and (age is None or age >= 0)
+        and (age is None or 0 <= age <= MAX_NUMBER)
     )
+
+
+def is_share(spec: TenantSpec) -> bool:
+    """Whether a tenant's weight is a positive number and its limits are counts."""
+    caps = (spec.max_queued, spec.max_running)
+    return 1 / MAX_NUMBER <= spec.weight <= MAX_NUMBER and all(c is None or c >= 0 for c in caps)
+
+
+def are_limits(limits: Limits) -> bool:
+    """Whether all of them can be compared: none is negative or NaN, no time without end."""
+    counts = (limits.max_queued_requests, limits.max_queued_bytes, limits.max_retries)
+    times = (limits.queue_timeout_s, limits.unavailable_wait_s)
+    return all(n >= 0 for n in counts) and all(0 <= t <= MAX_NUMBER for t in times)
 
 
 def _bounded(value: int | None) -> int | None:

@@ -16,7 +16,12 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeAlias, Union, cast, get_args, get_origin, get_type_hints
 
 from sage_prefect.common.errors import CorruptFileError
-from sage_prefect.control_plane.events import SCHEMA_VERSION, Action, Event
+from sage_prefect.control_plane.events import (
+    READABLE_VERSIONS,
+    SCHEMA_VERSION,
+    Action,
+    Event,
+)
 
 Encoder: TypeAlias = Callable[[Any], Any] | None
 """Python value to JSON value; None: they are the same."""
@@ -122,9 +127,9 @@ def check_version(version: Any) -> None:
     """Refuse what was written under another schema.
 
     Raises:
-        CorruptFileError: ``version`` is not the one of this SAGE.
+        CorruptFileError: ``version`` is none that this SAGE reads.
     """
-    if isinstance(version, int) and not isinstance(version, bool) and version == SCHEMA_VERSION:
+    if isinstance(version, int) and not isinstance(version, bool) and version in READABLE_VERSIONS:
         return
     if isinstance(version, int) and version > SCHEMA_VERSION:
         hint = "It was written by a newer SAGE; read it with that one."
@@ -132,7 +137,7 @@ def check_version(version: Any) -> None:
         hint = "Read it with the SAGE that wrote it."
     raise CorruptFileError(
         f"this has version {_shown(version)} of the schema of events; this SAGE reads "
-        f"{SCHEMA_VERSION}.",
+        f"{' and '.join(map(str, READABLE_VERSIONS))}.",
         hint=hint,
     )
 

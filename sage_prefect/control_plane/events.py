@@ -12,7 +12,9 @@ import enum
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READABLE_VERSIONS = (2, 3)
+"""Logs that this schema reads: version 3 only added fields and ``AbortBatch`` to version 2."""
 
 PREFIX_BLOCK_TOKENS = 64
 
@@ -72,7 +74,7 @@ class RequestInfo:
     tpot_slo_s: float | None = None
     """Wished time per output token after the first; None: the band's."""
     output_estimate: int | None = None
-    """Likely length of the answer, learned from earlier ones of this tenant and model."""
+    """Likely length of all its answers, learned from earlier ones of this tenant and model."""
     prefix: tuple[int, ...] = ()
     """Chain hashes of the prompt's leading blocks of ``PREFIX_BLOCK_TOKENS`` tokens: an equal hash
     at place i means that the first i + 1 blocks are equal."""
@@ -80,6 +82,11 @@ class RequestInfo:
     """Of an embedding or rerank call: estimated tokens of each input."""
     input_keys: tuple[int, ...] = ()
     """Hash of each input, for de-duplication; empty: none is known to equal another."""
+    merge_key: int | None = None
+    """Of an embedding call: inputs of calls with equal keys may share one call of an engine. None:
+    it goes to its engine as it came, whole and alone."""
+    answers: int | None = None
+    """So many answers are wanted (``n``, or several prompts in one call); None: one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +139,10 @@ class EngineSpec:
     """An embedding engine that pads a batch to its longest input."""
     cold: bool = False
     """It is not up yet: it starts as COLD."""
+    max_batch_inputs: int | None = None
+    """Inputs that an embedding engine takes in one call; None: OpenAI's 2,048."""
+    accelerator: str | None = None
+    """The physical device that it runs on: engines that name the same one share it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +181,9 @@ class Limits:
     """A request that no engine took by then is rejected."""
     max_retries: int = 2
     """Further attempts on other engines, before the first byte only."""
+    unavailable_wait_s: float = 10.0
+    """While all engines of its model are down or suspect a request waits so long for one to come
+    back; 0: it is rejected at once."""
 
 
 class FailureCause(str, enum.Enum):
@@ -179,6 +193,8 @@ class FailureCause(str, enum.Enum):
     RESET = "reset"
     TIMEOUT = "timeout"
     STATUS = "status"
+    OVERLOADED = "overloaded"
+    """It says that it has no room (429, 503)."""
     PROTOCOL = "protocol"
     INTERNAL = "internal"
 
@@ -387,10 +403,21 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class AbortBatch:
+    """End a batch's call: nobody waits for its results, or its engine was taken away. In the second
+    case it is still to be answered by BatchFailed or BatchDone; in the first that changes nothing.
+    """
+
+    batch_id: int
+    engine: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class SetTimer:
     """Send :class:`Timer` at this time. A later ``SetTimer`` replaces an earlier one."""
 
     at: float
 
 
-Action: TypeAlias = Dispatch | DispatchBatch | Reject | Abort | SetTimer
+Action: TypeAlias = Dispatch | DispatchBatch | Reject | Abort | AbortBatch | SetTimer

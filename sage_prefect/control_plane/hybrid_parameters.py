@@ -82,3 +82,19 @@ class HybridParameters:
     """Latency engines are sized for this share of the promise."""
     tick: float = 0.05
     window: WindowRules = field(default_factory=WindowRules)
+
+    def heeds_ttft(self, band: Band) -> bool:
+        """Whether a promised time to first token of this band changes any decision."""
+        if not self._knows(band):
+            return False
+        judged = self.gate or self.hold or self.admission
+        return self.by_deadline or (judged and band is not Band.BATCH)
+
+    def heeds_tpot(self, band: Band) -> bool:
+        """Whether a promised time per token of this band changes any decision: windows follow it
+        always, batch work's excepted."""
+        return self._knows(band) and band is not Band.BATCH
+
+    def _knows(self, band: Band) -> bool:
+        # Without bands all requests count as interactive ones.
+        return self.bands or band is Band.INTERACTIVE

@@ -21,11 +21,15 @@ class EngineEntry:
     spec: EngineSpec
     state: EngineState = EngineState.READY
     running: set[str] = field(default_factory=set)
-    """Ids of the requests inside it."""
+    """Ids of the requests inside it, one call each."""
+    batches: set[int] = field(default_factory=set)
+    """Numbers of the batches inside it, one call each."""
     last_turn: int = 0
     """Number of the dispatch that it got last: orders engines by how long they wait for a turn."""
     version: int = 0
     """Rises with every change, so that an index can tell stale entries from live ones."""
+    answered: bool = False
+    """It has been up: when it is away, it is worth waiting for."""
     leaving: bool = False
     """Removed; stays until the requests inside it have ended."""
 
@@ -35,14 +39,15 @@ class EngineEntry:
 
     @property
     def in_flight(self) -> int:
-        return len(self.running)
+        """Calls inside it."""
+        return len(self.running) + len(self.batches)
 
     @property
     def room(self) -> int:
-        """Requests that it may take now."""
+        """Calls that it may take now."""
         if self.leaving or self.state not in _SERVING:
             return 0
-        return max(0, self.spec.max_concurrency - len(self.running))
+        return max(0, self.spec.max_concurrency - len(self.running) - len(self.batches))
 
 
 class Ledger:
@@ -52,6 +57,7 @@ class Ledger:
         self._engines: dict[str, EngineEntry] = {}
         self._pools: dict[str, dict[str, EngineEntry]] = {}
         self._members: dict[str, tuple[EngineEntry, ...]] = {}
+        self._accelerators: dict[str, dict[str, EngineEntry]] = {}
         self._turn = 0
         self._last_version = 0
         """Highest version of an engine that is gone: another of its name begins above it."""
@@ -80,8 +86,14 @@ class Ledger:
         """Names of all models that some engine serves."""
         return sorted(self._pools)
 
+    def beside(self, entry: EngineEntry) -> Iterator[EngineEntry]:
+        """The other engines on the same accelerator, also while they leave."""
+        for other in self._accelerators.get(entry.spec.accelerator or "", {}).values():
+            if other is not entry:
+                yield other
+
     def in_flight(self) -> int:
-        """Requests inside all engines."""
+        """Requests inside all engines, batches left out."""
         return sum(len(entry.running) for entry in self._engines.values())
 
     # -- engines come and go --------------------------------------------------------------
@@ -97,8 +109,11 @@ class Ledger:
             self._engines[spec.name] = entry
         else:
             self._leave_pools(entry)
+            self._leave_accelerator(entry)
             entry.spec, entry.leaving = spec, False
         entry.state = EngineState.COLD if spec.cold else EngineState.READY
+        if spec.accelerator:
+            self._accelerators.setdefault(spec.accelerator, {})[spec.name] = entry
         self._members.clear()
         for model in spec.models:
             self._pools.setdefault(model, {})[spec.name] = entry
@@ -125,6 +140,10 @@ class Ledger:
         entry.version += 1
         return entry
 
+    def answers(self, engine: str) -> None:
+        """A known engine has answered a request."""
+        self._engines[engine].answered = True
+
     # -- requests enter and leave engines -------------------------------------------------
 
     def charge(self, engine: str, request_id: str) -> EngineEntry:
@@ -133,17 +152,18 @@ class Ledger:
         Raises:
             RuntimeError: the window is full or the engine takes nothing: a policy broke its word.
         """
-        entry = self._engines[engine]
-        if entry.room < 1 or request_id in entry.running:
-            raise RuntimeError(
-                f"dispatch of {request_id!r} to engine {engine!r} over its window "
-                f"({entry.in_flight}/{entry.spec.max_concurrency}, {entry.state.value}). "
-                "This is a bug."
-            )
+        entry = self._with_room(engine, request_id, request_id in self._engines[engine].running)
         entry.running.add(request_id)
-        self._turn += 1
-        entry.last_turn = self._turn
-        entry.version += 1
+        return entry
+
+    def charge_batch(self, engine: str, batch_id: int) -> EngineEntry:
+        """Put a batch, which is one call, into an engine's window.
+
+        Raises:
+            RuntimeError: the window is full or the engine takes nothing: an executor has a bug.
+        """
+        entry = self._with_room(engine, batch_id, batch_id in self._engines[engine].batches)
+        entry.batches.add(batch_id)
         return entry
 
     def settle(self, engine: str, request_id: str) -> EngineEntry:
@@ -162,7 +182,41 @@ class Ledger:
         self._forget_if_gone(entry)
         return entry
 
+    def settle_batch(self, engine: str, batch_id: int) -> EngineEntry:
+        """Take a batch out of its engine's window.
+
+        Raises:
+            RuntimeError: it is not there: the books are wrong.
+        """
+        entry = self._engines.get(engine)
+        if entry is None or batch_id not in entry.batches:
+            raise RuntimeError(f"batch {batch_id} is not in engine {engine!r}. This is a bug.")
+        entry.batches.remove(batch_id)
+        entry.version += 1
+        self._forget_if_gone(entry)
+        return entry
+
     # -- inside ---------------------------------------------------------------------------
+
+    def _with_room(self, engine: str, what: str | int, is_inside: bool) -> EngineEntry:
+        entry = self._engines[engine]
+        if entry.room < 1 or is_inside:
+            raise RuntimeError(
+                f"dispatch of {what!r} to engine {engine!r} over its window "
+                f"({entry.in_flight}/{entry.spec.max_concurrency}, {entry.state.value}). "
+                "This is a bug."
+            )
+        self._turn += 1
+        entry.last_turn = self._turn
+        entry.version += 1
+        return entry
+
+    def _leave_accelerator(self, entry: EngineEntry) -> None:
+        shared = self._accelerators.get(entry.spec.accelerator or "")
+        if shared is not None:
+            shared.pop(entry.name, None)
+            if not shared:
+                del self._accelerators[entry.spec.accelerator or ""]
 
     def _leave_pools(self, entry: EngineEntry) -> None:
         self._members.clear()
@@ -174,6 +228,7 @@ class Ledger:
                     del self._pools[model]
 
     def _forget_if_gone(self, entry: EngineEntry) -> None:
-        if entry.leaving and not entry.running and self._engines.get(entry.name) is entry:
+        if entry.leaving and not entry.in_flight and self._engines.get(entry.name) is entry:
             del self._engines[entry.name]
             self._last_version = max(self._last_version, entry.version)
+            self._leave_accelerator(entry)

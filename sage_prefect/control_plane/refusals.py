@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sage_prefect.control_plane.events import Failed, FailureCause, Reject
+from sage_prefect.control_plane.events import BatchFailed, Failed, FailureCause, Reject
 from sage_prefect.control_plane.ledger import Ledger
 
 _LISTED = 20
@@ -28,10 +28,22 @@ def unknown_model(ledger: Ledger, model: str) -> str:
 
 def failure_reply(event: Failed) -> Reject:
     """The answer to a request whose last attempt failed."""
+    return _failed(event.request_id, event)
+
+
+def batch_failure_reply(request_id: str, event: BatchFailed) -> Reject:
+    """The answer to a request with an input whose last attempt failed, or that is bad itself."""
+    if not event.bad_input:
+        return _failed(request_id, event)
+    message = event.message or f"Engine {event.engine!r} refused an input."
+    return Reject(request_id, 400, "engine_rejected", message, engine=event.engine)
+
+
+def _failed(request_id: str, event: Failed | BatchFailed) -> Reject:
     status = 504 if event.cause is FailureCause.TIMEOUT else 502
     message = event.message or f"Engine {event.engine!r} failed ({event.cause.value})."
     return Reject(
-        event.request_id,
+        request_id,
         status,
         "engine_timeout" if status == 504 else "engine_failed",
         message,

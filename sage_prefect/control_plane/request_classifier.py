@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sage_prefect.common.errors import RequestRejected
-from sage_prefect.control_plane.embedding_inputs import measure_inputs
+from sage_prefect.control_plane.embedding_inputs import measure_inputs, merge_key
 from sage_prefect.control_plane.event_bounds import MAX_TOKENS
 from sage_prefect.control_plane.events import Band, Kind, RequestInfo
 from sage_prefect.control_plane.length_estimates import BytesPerToken, OutputLengths
@@ -25,6 +25,7 @@ _QUERY_INPUTS = 4
 _QUERY_TOKENS = 1024
 _SHORT_ANSWER_TOKENS = 256
 _MAX_HEADER_MS = 24 * 3600 * 1000
+_MAX_ANSWERS = 16_384  # vLLM's own limit of ``n``
 _OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
@@ -90,10 +91,13 @@ class RequestClassifier:
         max_tokens = _output_limit(body)
         inputs: tuple[int, ...] = ()
         input_keys: tuple[int, ...] = ()
+        form: int | None = None
         prefix: tuple[int, ...] = ()
         output: int | None = None
+        answers = 1
         if kind == "embedding" or kind == "rerank":
             inputs, input_keys = measure_inputs(kind, body, tokens)
+            form = merge_key(kind, body, inputs)
             if inputs:
                 tokens = sum(inputs)
             small = len(inputs) <= _QUERY_INPUTS and tokens <= _QUERY_TOKENS
@@ -102,6 +106,8 @@ class RequestClassifier:
             output = self._outputs.estimate(tenant, model)
             if max_tokens is not None and max_tokens < output:
                 output = max_tokens
+            answers = _answers(body)
+            output = min(MAX_TOKENS, output * answers)
             if self._prefixes:
                 prefix = prefix_hashes(model, body)
             short = max_tokens is not None and max_tokens <= _SHORT_ANSWER_TOKENS
@@ -125,6 +131,8 @@ class RequestClassifier:
             prefix,
             inputs,
             input_keys,
+            form,
+            answers if answers > 1 else None,
         )
 
     def learn(
@@ -138,7 +146,8 @@ class RequestClassifier:
         if prompt_tokens and not self._has_attachments(info):
             self._bytes_per_token.learn(info.model, info.body_bytes, prompt_tokens)
         if output_tokens and info.output_estimate is not None:
-            self._outputs.learn(info.tenant, info.model, output_tokens)
+            each = round(output_tokens / (info.answers or 1))
+            self._outputs.learn(info.tenant, info.model, each)
 
     def _has_attachments(self, info: RequestInfo) -> bool:
         """Whether most of its bytes are no text: then they teach nothing of text."""
@@ -155,6 +164,17 @@ def _output_limit(body: Mapping[str, Any]) -> int | None:
                 return None
             return limit if 1 <= limit <= MAX_TOKENS else None
     return None
+
+
+def _answers(body: Mapping[str, Any]) -> int:
+    """How many answers the client wants: ``n`` for each prompt of the call."""
+    n = body.get("n")
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= _MAX_ANSWERS:
+        n = 1
+    prompts = body.get("prompt")
+    if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int):
+        n *= len(prompts)
+    return min(n, _MAX_ANSWERS)
 
 
 def _seconds(header: str, value: str) -> float:

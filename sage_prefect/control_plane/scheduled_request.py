@@ -21,6 +21,8 @@ class ScheduledRequest:
     state: State = "queued"
     engine: str | None = None
     attempts: int = 0
+    spared: int = 0
+    """Attempts that do not count against its retries."""
     tried: frozenset[str] = frozenset()
     """Engines that failed it: others are preferred."""
     queued_at: float = 0.0
@@ -62,6 +64,10 @@ class ScheduledRequest:
     @property
     def request_id(self) -> str:
         return self.info.request_id
+
+    @property
+    def is_queued(self) -> bool:
+        return self.state == "queued"
 
     def note(self, now: float, what: str, **details: Any) -> None:
         self.notes.append((now, what, details))

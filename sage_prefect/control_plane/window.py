@@ -43,8 +43,8 @@ class Window:
     """
 
     __slots__ = (
-        "_tpot", "_ttft", "batch", "ceiling", "full", "full_batch", "gate", "next_at", "rules",
-        "size", "slow_start",
+        "_tpot", "_ttft", "batch", "ceiling", "full", "full_batch", "gate", "late", "next_at",
+        "rules", "size", "slow_start",
     )  # fmt: skip
 
     def __init__(self, ceiling: int, rules: WindowRules, *, cold: bool = False) -> None:
@@ -56,6 +56,8 @@ class Window:
         self.slow_start = cold
         self.next_at = 0.0
         self.full = self.full_batch = False
+        self.late = False
+        """Whether latency requests missed their promises (p95) when it was last looked at."""
         # Measured over promised, of latency requests since the last turn.
         self._tpot: list[float] = []
         self._ttft: list[float] = []
@@ -77,6 +79,11 @@ class Window:
         self.ceiling = max(1, ceiling)
         self._shrink(self.size)
 
+    def refused(self, running: int) -> None:
+        """The engine refused a request beside so many: it holds fewer than was believed."""
+        self.size = max(1, min(self.size, int(0.9 * running)))
+        self.slow_start = False
+
     def turn(self, now: float, batch: int = 0, running: int = 0) -> None:
         """Adapt, at most every ``PERIOD_S`` and after enough samples or twice that time.
 
@@ -91,6 +98,7 @@ class Window:
             return
         rules = self.rules
         tpot, ttft = _p95(self._tpot), _p95(self._ttft)
+        self.late = tpot > 1.0 or ttft > 1.0
         if tpot > rules.high_tpot and not batch:
             if running <= self.size:
                 self._shrink(int(self.size * max(0.8, rules.high_tpot / tpot)))
@@ -101,7 +109,7 @@ class Window:
             self.size = min(self.ceiling, self.size + step)
         if tpot > rules.batch_high_tpot or ttft > rules.batch_high_ttft:
             self.batch = max(1, int(self.batch * rules.batch_decrease))
-            if tpot > 1.0 or ttft > 1.0:
+            if self.late:
                 self.gate = max(rules.gate_low, self.gate - rules.gate_down)
         else:
             if self.full_batch:

@@ -6,7 +6,8 @@ seconds, and what the manager answered. Events carry no prompt text, so logs hav
 tenants' names, request and session ids and hashes of prompts, and only their owner may read them.
 
 A log is bounded: at half of its size it moves to ``NAME.1`` and goes on in a new file. What was in
-``NAME.1`` is lost then; the rest can be read, but decisions can only be replayed from the first.
+``NAME.1`` is lost then; the rest can be read, but decisions can only be replayed from the first. A
+writer that does not rotate ends at its size instead, and what it wrote can always be replayed.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class EventLogWriter:
         path: its folder exists.
         settings: see :class:`LogHeader`.
         max_bytes: of both files together; at least ``LEAST_MAX_BYTES``.
+        rotate: go on in a new file when this one is full; else stop recording.
         on_stop: called once with the reason when recording stops by itself.
 
     Raises:
@@ -57,6 +59,7 @@ class EventLogWriter:
         *,
         settings: Mapping[str, Any] | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
+        rotate: bool = True,
         on_stop: Callable[[str], None] | None = None,
     ) -> None:
         if max_bytes < LEAST_MAX_BYTES:
@@ -70,13 +73,16 @@ class EventLogWriter:
         self.stopped: str | None = None
         """Why recording ended by itself; None: it did not."""
         self._settings = dict(settings or {})
-        self._half = max_bytes // 2
+        self._max_bytes = max_bytes
+        self._rotate = rotate
+        self._limit = max_bytes // 2 if rotate else max_bytes
+        """Bytes of one file."""
         self._on_stop = on_stop
         self._file: BinaryIO | None = None
         self._lines: list[bytes] = []
         self._pending = 0
         self._size = 0
-        if len(_header_of(self._settings)) > self._half // 2:
+        if len(_header_of(self._settings)) > self._limit // 2:
             raise SettingsError("the settings for the head of the event log are too long.")
         try:
             if path.exists() and not path.is_file():
@@ -94,15 +100,17 @@ class EventLogWriter:
             return
         try:
             line = step_line(event, now, actions)
-            if len(line) > self._half // 2:
+            if len(line) > self._limit // 2:
                 raise ValueError(f"a step of {len(line)} bytes is too long for this log")
         except (TypeError, ValueError) as error:
             self.flush()
             self._stop(error)
             return
         try:
-            if self._size + self._pending + len(line) > self._half:
+            if self._size + self._pending + len(line) > self._limit:
                 self._write()
+                if not self._rotate:
+                    raise OSError(f"it has reached its {self._max_bytes} bytes")
                 self._file.close()
                 self._begin()
         except OSError as error:

@@ -61,13 +61,22 @@ def read_log(path: Path) -> EventLog:
     """
     previous = previous_file(path)
     files: tuple[Path, ...] = (path,)
-    if not path.exists() and previous.exists():
+    if previous.exists() and not _is_begun(path):
         files = (previous,)  # its writer died between two files
     header = _open_header(files[0])
     if header.first_step and files == (path,) and previous.exists():
         files = (previous, path)
         header = _open_header(previous)
     return EventLog(files, header)
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether a file has got its first line."""
+    try:
+        with path.open("rb") as file:
+            return file.readline().endswith(b"\n")
+    except OSError:
+        return False
 
 
 def _open_header(path: Path) -> LogHeader:

@@ -46,6 +46,8 @@ class GatewayRegistrar:
         }
         if engine.upstream_model is not None:
             body["upstream_model"] = engine.upstream_model
+        if engine.accelerator is not None:
+            body["accelerator"] = engine.accelerator
         answer = await self._call("POST", _PATH, body)
         if answer.status not in (200, 201):
             raise _refused(f"to register engine {name!r}", answer)

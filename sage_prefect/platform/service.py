@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -117,6 +117,15 @@ class EngineRegistration(_Data):
     max_concurrency: int = Field(8, ge=1)
     api_key: str | None = None
     upstream_model: str | None = None
+    accelerator: str | None = None
+    """Its physical device: engines that name the same one share it. The supervisor fills it in."""
+
+    def on(self, host: str, gpus: Sequence[int]) -> EngineRegistration:
+        """The same, once it is known which GPUs of ``host`` it has. One that has several shares
+        none of them as a whole, and names none."""
+        if len(gpus) != 1 or self.accelerator is not None:
+            return self
+        return self.model_copy(update={"accelerator": f"{host}/gpu{gpus[0]}"})
 
 
 class RestartPolicy(_Data):

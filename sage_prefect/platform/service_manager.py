@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from sage_prefect.common import endpoints
@@ -22,7 +23,7 @@ from sage_prefect.platform.processes import (
     service_environment,
 )
 from sage_prefect.platform.registry import Record
-from sage_prefect.platform.service import ServiceSpec, ServiceState
+from sage_prefect.platform.service import EngineRegistration, ServiceSpec, ServiceState
 from sage_prefect.platform.service_runner import ServiceRunner, listening
 
 log = logging.getLogger(__name__)
@@ -198,7 +199,7 @@ class ServiceManager:
 
     async def announce(self, runner: ServiceRunner) -> None:
         """Register an engine with the gateway; all engines when the gateway itself is ready."""
-        engine = runner.filled.engine
+        engine = self._registration(runner)
         if engine is not None and self._registrar.gateway is not None:
             async with self._telling_gateway:
                 runner.registered = await self._registrar.try_register(runner.name, engine)
@@ -233,9 +234,16 @@ class ServiceManager:
                 for runner in self.runners.values()
                 if runner.spec.engine is not None and runner.status in ("ready", "unhealthy")
             }
-            engines = {name: r.filled.engine for name, r in runners.items() if r.filled.engine}
+            registrations = ((name, self._registration(r)) for name, r in runners.items())
+            engines = {name: engine for name, engine in registrations if engine is not None}
             for name, known in (await self._registrar.ensure(engines)).items():
                 runners[name].registered = known and runners[name].active
+
+    def _registration(self, runner: ServiceRunner) -> EngineRegistration | None:
+        """What the gateway is told of an engine, with the GPU that it was given."""
+        engine = runner.filled.engine
+        gpus = list(self._gpus.promised().get(runner.name, {}))
+        return None if engine is None else engine.on(socket.gethostname(), gpus)
 
     async def _make_way(self, spec: ServiceSpec, replace: bool) -> None:
         """Leave an equal running service alone; clear away a failed or replaced one."""

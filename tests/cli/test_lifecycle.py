@@ -81,6 +81,13 @@ def test_generated_gateway_config_carries_the_policy(sage_home):
     assert content["router_settings"] == {"routing_strategy": "least_outstanding"}
 
 
+def test_the_gateway_records_on_wish(sage_home, monkeypatch, tmp_path):
+    assert "--record" not in gateway_spec(load_settings()).command
+    monkeypatch.setenv("SAGE_GATEWAY__RECORD", str(tmp_path / "events.jsonl"))
+    command = gateway_spec(load_settings()).command
+    assert command[command.index("--record") + 1] == str(tmp_path / "events.jsonl")
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:4200/api", "http://127.0.0.1:4200/api/"])
 def test_addresses(sage_home, url):
     endpoints.publish("prefect", url)

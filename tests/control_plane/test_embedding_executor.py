@@ -23,6 +23,7 @@ from sage_prefect.control_plane.events import (
 from sage_prefect.control_plane.executors.call_budget import most_tokens
 from sage_prefect.control_plane.executors.embedding_executor import (
     MAX_ATTEMPTS,
+    MAX_FORMS,
     EmbeddingExecutor,
 )
 from sage_prefect.control_plane.executors.length_buckets import InputState, bucket_of
@@ -57,10 +58,11 @@ class Bench:
         slots: int = 1,
         price: float = 1.0,
         state: EngineState = EngineState.READY,
+        inputs: int | None = None,
     ) -> None:
         spec = EngineSpec(
             name, ("e5",), device=device, profile=profile, max_batch_tokens=budget,
-            padded=padded, price=price,
+            padded=padded, price=price, max_batch_inputs=inputs,
         )  # fmt: skip
         self.executor.engine_changed(name, spec, state, slots)
 
@@ -73,8 +75,12 @@ class Bench:
         keys: tuple[int, ...] = (),
         kind: Kind = "embedding",
         virtual: float = 0.0,
+        form: int | None = 1,
     ) -> None:
-        info = RequestInfo(request_id, "e5", kind=kind, inputs=inputs, input_keys=keys)
+        merge_key = form if kind == "embedding" else None
+        info = RequestInfo(
+            request_id, "e5", kind=kind, inputs=inputs, input_keys=keys, merge_key=merge_key
+        )
         request = ScheduledRequest(info, next(self.seq), 0.0)
         self.executor.add(request, band, deadline, virtual)
 
@@ -267,6 +273,46 @@ def test_a_rerank_call_keeps_to_itself(bench: Bench) -> None:
     bench.add("f", 50)
     sent = [{name for name, _ in bench.send()[2]} for _ in range(3)]
     assert sorted(map(sorted, sent)) == [["e", "f"], ["r"], ["s"]]
+
+
+def test_a_call_without_merge_key_stays_whole(bench: Bench) -> None:
+    bench.engine("a", slots=2, budget=100)
+    bench.add("r", 80, 70, 60, kind="rerank")
+    bench.add("odd", 80, 70, form=None)
+    assert [bench.send()[2] for _ in range(2)] == [[("r", 0)], [("odd", 0)]]
+
+
+def test_unlike_calls_share_no_batch(bench: Bench) -> None:
+    bench.engine("a", slots=8)
+    for number in range(6):
+        bench.add(f"r{number}", 10, form=number % 2)
+    sent = [{name for name, _ in bench.send()[2]} for _ in range(2)]
+    assert sorted(map(sorted, sent)) == [["r0", "r2", "r4"], ["r1", "r3", "r5"]]
+
+
+def test_forms_beyond_a_number_go_alone(bench: Bench) -> None:
+    """A client that makes each of its calls unlike the others must not make decisions slow."""
+    for number in range(MAX_FORMS + 5):
+        bench.add(f"r{number}", 10, form=number)
+    shelves = list(bench.executor._waiting.shelves())
+    assert len(shelves) == MAX_FORMS + 1
+    bench.engine("a", slots=100)
+    assert sorted(bench.send()[2][0][0] for _ in range(MAX_FORMS + 5)) == sorted(
+        f"r{number}" for number in range(MAX_FORMS + 5)
+    )
+
+
+def test_a_call_holds_as_many_inputs_as_its_engine_takes(bench: Bench) -> None:
+    bench.engine("a", slots=3, inputs=4)
+    bench.add("r", *[1] * 9)
+    assert [len(bench.send()[2]) for _ in range(3)] == [4, 4, 1]
+
+
+def test_a_tenant_ahead_of_its_share_stands_back(bench: Bench) -> None:
+    bench.engine("a", slots=2, budget=10)
+    bench.add("noisy", 10, deadline=5.0, virtual=3.0)
+    bench.add("quiet", 10, deadline=7.0)
+    assert [bench.send()[2][0][0] for _ in range(2)] == ["quiet", "noisy"]
 
 
 # -- placing ------------------------------------------------------------------------------
@@ -692,12 +738,12 @@ def test_promotion_moves_what_is_queued(bench: Bench) -> None:
     assert [bench.send()[2][0][0] for _ in range(3)] == ["old", "old", "first"]
 
 
-def test_promotion_keeps_a_rerank_call_together(bench: Bench) -> None:
+def test_promotion_moves_a_rerank_call_too(bench: Bench) -> None:
     bench.engine("a")
     bench.add("first", 10)
     bench.add("old", 10, 500, kind="rerank", band=Band.BATCH)
     bench.executor.promote("old", Band.INTERACTIVE)
-    assert sorted(bench.send()[2]) == [("old", 0), ("old", 1)]
+    assert bench.send()[2] == [("old", 0)]
 
 
 def test_story(bench: Bench) -> None:
@@ -730,6 +776,7 @@ class Books(RuleBasedStateMachine):
         self.ended: set[str] = set()
         self.batches: dict[int, tuple[str, list[tuple[str, int]]]] = {}
         self.kinds: dict[str, str] = {}
+        self.forms: dict[str, int | None] = {}
         self.specs: dict[str, EngineSpec] = {}
         self.lengths: dict[str, list[int]] = {}
 
@@ -740,6 +787,7 @@ class Books(RuleBasedStateMachine):
         keyed=st.booleans(),
         kind=st.sampled_from(["embedding", "embedding", "embedding", "rerank"]),
         virtual=st.floats(0, 3),
+        form=st.sampled_from([None, 1, 1, 1, 2]),
     )
     def add(
         self,
@@ -749,14 +797,21 @@ class Books(RuleBasedStateMachine):
         keyed: bool,
         kind: Kind,
         virtual: float,
+        form: int | None,
     ) -> None:
         name = f"r{self.seq}"
-        keys = tuple(lengths) if keyed else ()
-        info = RequestInfo(name, "e5", kind=kind, inputs=tuple(lengths), input_keys=keys)
+        keys = tuple(10_000 * (form or 0) + tokens for tokens in lengths) if keyed else ()
+        merge_key = form if kind == "embedding" else None
+        info = RequestInfo(
+            name, "e5", kind=kind, inputs=tuple(lengths), input_keys=keys, merge_key=merge_key
+        )
+        if merge_key is None:
+            lengths = [sum(lengths)]  # it stays whole
         request = ScheduledRequest(info, self.seq, self.now)
         self.executor.add(request, band, self.now + slack, virtual)
         self.seq += 1
         self.inputs[name], self.done[name], self.kinds[name] = len(lengths), set(), kind
+        self.forms[name] = merge_key
         self.lengths[name] = [max(1, tokens) for tokens in lengths]
         self.open.add(name)
 
@@ -812,6 +867,8 @@ class Books(RuleBasedStateMachine):
                 assert (name, index) not in in_flight
             names = {name for name, _ in places}
             assert len(names) == 1 or all(self.kinds[name] == "embedding" for name in names)
+            assert len({self.forms[name] for name in names}) == 1
+            assert len(names) == 1 or None not in {self.forms[name] for name in names}
             self.batches[batch_id] = (engine, places)
             self.check_budget(self.specs[engine], [
                 self.lengths[part.request_id][part.index] for part in parts

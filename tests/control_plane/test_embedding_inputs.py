@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_prefect.control_plane.embedding_inputs import MAX_KEYED_INPUTS, measure_inputs
+from sage_prefect.control_plane.embedding_inputs import MAX_KEYED_INPUTS, measure_inputs, merge_key
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -86,6 +86,44 @@ def test_options_nested_too_deeply() -> None:
     for _ in range(5000):
         deep = [deep]
     assert embed("a", odd=deep) == ((100,), ())
+    assert merge_key("embedding", {"model": "m", "input": "a", "odd": deep}, (100,)) is None
+
+
+def key(value: Any, **fields: Any) -> int | None:
+    tokens, _ = embed(value, **fields)
+    return merge_key("embedding", {"model": "m", "input": value, **fields}, tokens)
+
+
+def test_calls_alike_in_all_but_their_inputs_may_be_merged() -> None:
+    assert key("a") == key(["b", "c"]) is not None
+    assert key([1, 2]) == key([[3], [4, 5]]) is not None
+    assert key("a", dimensions=4, user="u") == key("b", user="u", dimensions=4)
+
+
+def test_unlike_calls_may_not() -> None:
+    kinds = [
+        key("a"),
+        key([1]),
+        key("a", dimensions=4),
+        key("a", dimensions=5),
+        key("a", encoding_format="base64"),
+        key("a", encoding_format="float"),  # what an engine does without it is not known
+        key("a", user="one"),
+        key("a", user="other"),
+        key("a", truncate_prompt_tokens=8),
+        key("a", input_type="query"),
+        key("a", priority=3),
+        key("a", anything={"nested": [1, 2]}),
+    ]
+    assert None not in kinds
+    assert len(set(kinds)) == len(kinds)
+
+
+def test_what_goes_whole_has_no_merge_key() -> None:
+    assert merge_key("rerank", {"model": "m", "query": "q", "documents": ["d"]}, (3,)) is None
+    assert key([{"text": "a"}]) is None
+    assert key(["x"] * MAX_KEYED_INPUTS) is not None
+    assert key(["x"] * (MAX_KEYED_INPUTS + 1)) is None
 
 
 @given(JSON, JSON, st.sampled_from(["embedding", "rerank"]), st.integers(0, 10**6))
@@ -95,3 +133,5 @@ def test_any_json_is_taken(value: Any, option: Any, kind: Any, body_tokens: int)
     assert all(t >= 1 for t in tokens)
     assert all(0 <= k < 1 << 64 for k in keys)
     assert len(keys) in (0, len(tokens))
+    form = merge_key(kind, body, tokens)
+    assert form is None or (kind == "embedding" and tokens and 0 <= form < 1 << 64)

@@ -15,6 +15,7 @@ from sage_prefect.control_plane import events
 from sage_prefect.control_plane.event_json import from_json, to_json
 from sage_prefect.control_plane.events import (
     SCHEMA_VERSION,
+    AbortBatch,
     Action,
     Arrival,
     Band,
@@ -84,20 +85,29 @@ def test_every_type_of_the_schema_is_reached() -> None:
 def test_the_form_is_fixed() -> None:
     info = RequestInfo("r", "m", band=Band.BATCH, deadline=math.inf, prefix=(1, 2**64 - 1))
     assert to_json(Arrival(info)) == (
-        b'{"v":2,"type":"Arrival","request":{"request_id":"r","model":"m","kind":"chat",'
+        b'{"v":3,"type":"Arrival","request":{"request_id":"r","model":"m","kind":"chat",'
         b'"tenant":"default","band":3,"stream":false,"body_bytes":0,"prompt_tokens":0,'
         b'"deadline":"Infinity","prefix":[1,18446744073709551615]}}'
     )
     gauges = EngineGauges(kv_usage=math.nan)
     assert to_json(EngineReport("e", EngineState.READY, "", gauges)) == (
-        b'{"v":2,"type":"EngineReport","engine":"e","state":"ready","detail":"",'
+        b'{"v":3,"type":"EngineReport","engine":"e","state":"ready","detail":"",'
         b'"gauges":{"kv_usage":"NaN"}}'
     )
     assert to_json(DispatchBatch(1, "e", (BatchPart("r", 0, (("s", 4),)),))) == (
-        b'{"v":2,"type":"DispatchBatch","batch_id":1,"engine":"e",'
+        b'{"v":3,"type":"DispatchBatch","batch_id":1,"engine":"e",'
         b'"parts":[{"request_id":"r","index":0,"copies":[["s",4]]}]}'
     )
-    assert to_json(Timer()) == b'{"v":2,"type":"Timer"}'
+    assert to_json(AbortBatch(1, "e", "why")) == (
+        b'{"v":3,"type":"AbortBatch","batch_id":1,"engine":"e","reason":"why"}'
+    )
+    assert to_json(Timer()) == b'{"v":3,"type":"Timer"}'
+
+
+def test_version_2_is_still_read() -> None:
+    assert from_json(b'{"v":2,"type":"Timer"}') == Timer()
+    old = b'{"v":2,"type":"Arrival","request":{"request_id":"r","model":"m","inputs":[3,4]}}'
+    assert from_json(old) == Arrival(RequestInfo("r", "m", inputs=(3, 4)))
 
 
 @pytest.mark.parametrize(
@@ -109,13 +119,13 @@ def test_the_form_is_fixed() -> None:
         (b"[" * 100_000, "not JSON"),
         (b"[1]", "no JSON object"),
         (b'{"type":"Timer"}', "version None"),
-        (b'{"v":3,"type":"Timer"}', "newer SAGE"),
-        (b'{"v":1,"type":"Timer"}', "reads 2"),
+        (b'{"v":4,"type":"Timer"}', "newer SAGE"),
+        (b'{"v":1,"type":"Timer"}', "reads 2 and 3"),
         (b'{"v":true,"type":"Timer"}', "version True"),
         (b'{"v":"2","type":"Timer"}', "version '2'"),
         (b'{"v":2}', "unknown type None"),
         (b'{"v":2,"type":["x"]}', "unknown type"),
-        (b'{"v":2,"type":"RequestInfo"}', "Known: Abort, Arrival"),
+        (b'{"v":2,"type":"RequestInfo"}', "Known: Abort, AbortBatch, Arrival"),
         (b'{"v":2,"type":"Cancel"}', "Cancel lacks the field 'request_id'"),
         (b'{"v":2,"type":"Cancel","request_id":"r","x":1}', "unknown field 'x'"),
         (b'{"v":2,"type":"Cancel","request_id":5}', "Cancel.request_id is 5; it must be a text"),

@@ -131,6 +131,8 @@ def test_embedding_calls_tell_their_inputs() -> None:
     assert info.prompt_tokens == 70
     assert info.input_keys[0] == info.input_keys[2] != info.input_keys[1]
     assert (info.output_estimate, info.prefix) == (None, ())
+    assert info.merge_key == classify({"input": "c"}, kind="embedding").merge_key is not None
+    assert classify({}).merge_key is None
     rerank = {"query": "q", "documents": ["a", "b"]}
     assert len(classify(rerank, kind="rerank").inputs) == 2
     assert (classify({}).inputs, classify({}).input_keys) == ((), ())
@@ -218,3 +220,34 @@ def test_any_body_is_classified_or_refused(
     assert info.deadline is None or info.deadline > 10.0
     classifier.learn(info, size, size)
     assert from_json(to_json(Arrival(info))) == Arrival(info)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "answers"),
+    [
+        ({}, "chat", 1),
+        ({"n": 4}, "chat", 4),
+        ({"n": 3, "prompt": ["a", "b"]}, "completion", 6),
+        ({"prompt": [[1, 2], [3]]}, "completion", 2),
+        ({"prompt": [1, 2, 3]}, "completion", 1),
+        ({"n": 0}, "chat", 1),
+        ({"n": -1}, "chat", 1),
+        ({"n": True}, "chat", 1),
+        ({"n": "4"}, "chat", 1),
+        ({"n": 10**30}, "chat", 1),
+        ({"n": None, "prompt": []}, "completion", 1),
+    ],
+)
+def test_several_answers_are_as_much_longer(body: dict[str, Any], kind: str, answers: int) -> None:
+    info = classify({**body, "max_tokens": 100}, kind=kind)
+    assert info.output_estimate == 100 * answers
+    assert (info.answers or 1) == answers
+    assert info.max_tokens == 100
+
+
+def test_each_of_several_answers_teaches_its_share() -> None:
+    classifier = RequestClassifier()
+    for _ in range(200):
+        classifier.learn(classify({"n": 4}, classifier=classifier), 10, 400)
+    assert classify({}, classifier=classifier).output_estimate == 100
+    assert classify({"n": 2}, classifier=classifier).output_estimate == 200

@@ -14,6 +14,7 @@ from sage_prefect.control_plane.events import (
     EngineAdded,
     EngineSpec,
     Event,
+    PolicyChanged,
     Reject,
     RequestInfo,
     TenantsChanged,
@@ -21,9 +22,6 @@ from sage_prefect.control_plane.events import (
 )
 from sage_prefect.control_plane.manager import ControlPlaneManager
 from sage_prefect.control_plane.strategies import POLICIES
-from sage_prefect.control_plane.strategies.hybrid_policy import HybridSchedulingPolicy
-
-CAPPING = sorted(n for n, p in POLICIES.items() if issubclass(p, HybridSchedulingPolicy))
 
 
 def manager(policy: str, *tenants: TenantSpec, slots: int = 4) -> ControlPlaneManager:
@@ -41,7 +39,7 @@ def sent(control: ControlPlaneManager, event: Event) -> list[str]:
     return [a.request_id for a in control.handle(event, 2.0) if isinstance(a, Dispatch)]
 
 
-@pytest.mark.parametrize("policy", CAPPING)
+@pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_one_at_its_limit_of_running_requests_is_passed_over(policy: str) -> None:
     control = manager(policy, TenantSpec("heavy", max_running=1))
     for number in range(3):
@@ -53,7 +51,7 @@ def test_one_at_its_limit_of_running_requests_is_passed_over(policy: str) -> Non
     assert control.queued == 0
 
 
-@pytest.mark.parametrize("policy", CAPPING)
+@pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_a_limit_that_is_lifted_frees_what_waits(policy: str) -> None:
     control = manager(policy, TenantSpec("heavy", max_running=1))
     for number in range(3):
@@ -61,7 +59,7 @@ def test_a_limit_that_is_lifted_frees_what_waits(policy: str) -> None:
     assert sent(control, TenantsChanged(())) == ["h1", "h2"]
 
 
-@pytest.mark.parametrize("policy", CAPPING)
+@pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_a_passed_over_request_may_be_cancelled_and_come_again(policy: str) -> None:
     control = manager(policy, TenantSpec("heavy", max_running=1))
     arrive(control, "h0", "heavy")
@@ -86,3 +84,50 @@ def test_the_limit_of_queued_requests_counts_all_bands(policy: str) -> None:
     assert {(r.status, r.code) for r in refused} == {(429, "queue_full")}
     assert all(r.retry_after is not None and "tenant 't'" in r.message for r in refused)
     assert not [a for a in arrive(control, "o", "other") if isinstance(a, Reject)]
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_a_limit_of_zero_runs_nothing_and_holds_up_nobody(policy: str) -> None:
+    control = manager(policy, TenantSpec("shut", max_running=0), slots=1)
+    arrive(control, "s", "shut")
+    assert [a for a in arrive(control, "o", "open") if isinstance(a, Dispatch)]
+    arrive(control, "o2", "open")
+    assert sent(control, Done("o", 1, 1)) == ["o2"]
+    assert control.queued == 1
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_a_lowered_limit_lets_what_runs_finish(policy: str) -> None:
+    control = manager(policy, slots=3)
+    for number in range(5):
+        arrive(control, f"r{number}", "t")
+    assert control.running == 3
+    assert sent(control, TenantsChanged((TenantSpec("t", max_running=1),))) == []
+    assert sent(control, Done("r0", 1, 1)) == []
+    assert sent(control, Done("r1", 1, 1)) == []
+    assert sent(control, Done("r2", 1, 1)) == ["r3"]
+    assert sent(control, Done("r3", 1, 1)) == ["r4"]
+
+
+@pytest.mark.parametrize("after", sorted(POLICIES))
+@pytest.mark.parametrize("before", ["fifo", "hybrid"])
+def test_a_limit_outlives_a_change_of_policy(before: str, after: str) -> None:
+    control = manager(before, TenantSpec("t", max_running=1))
+    for number in range(4):
+        arrive(control, f"r{number}", "t")
+    assert sent(control, PolicyChanged(after)) == []
+    assert control.queued == 3
+    for number in range(3):
+        assert sent(control, Done(f"r{number}", 1, 1)) == [f"r{number + 1}"]
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_what_waits_in_line_may_go_while_others_are_held(policy: str) -> None:
+    """The one in line is cancelled: the next of its tenant steps in, also if none runs."""
+    control = manager(policy, TenantSpec("t", max_running=1), slots=1)
+    arrive(control, "o", "other")
+    for number in range(3):
+        arrive(control, f"r{number}", "t")
+    control.handle(Cancel("r0"), 1.5)
+    assert sent(control, Done("o", 1, 1)) == ["r1"]
+    assert sent(control, Done("r1", 1, 1)) == ["r2"]

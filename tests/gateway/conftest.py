@@ -253,6 +253,7 @@ class Lab:
     KEY, HEADERS, CHAT = KEY, HEADERS, CHAT
     FINISH, USAGE, DONE = FINISH, USAGE, DONE
     PeerRequest = PeerRequest
+    embedding_model = ServedModel("m", "embedding")
     delta = staticmethod(delta)
     chat = staticmethod(chat)
     engine = staticmethod(engine)

@@ -10,8 +10,10 @@ import yaml
 
 from sage_gateway.config import load_config, parse_config
 from sage_prefect.common.errors import SettingsError, UnknownNameError
-from sage_prefect.control_plane.events import Band
+from sage_prefect.control_plane.event_bounds import is_measurable
+from sage_prefect.control_plane.events import Band, EngineProfile, EngineSpec
 from sage_prefect.control_plane.hybrid_parameters import DEFAULT_BANDS
+from sage_prefect.control_plane.strategies import POLICIES
 
 ENV = {"LLM_KEY": "k1", "SEARCH_KEY": "sk-search", "SAGE_MASTER_KEY": "sk-master"}
 
@@ -135,6 +137,10 @@ def test_mistakes_in_our_section(sage: Any, parts: list[str]) -> None:
         (model(api_base="http://h:99999/v1"), ["api_base"]),
         (model(info={"mode": "embeding"}), ["mode", "'embedding'"]),
         (model(info={"max_concurrency": 0}), ["max_concurrency"]),
+        (model(info={"max_batch_inputs": 0}), ["max_batch_inputs", "from 1 to 2048"]),
+        (model(info={"max_batch_inputs": 4096}), ["max_batch_inputs"]),
+        (model(info={"max_batch_tokens": "many"}), ["max_batch_tokens"]),
+        (model(info={"accelerator": 3}), ["accelerator"]),
         (model(timeout="soon"), ["timeout"]),
         ("m", ["model_list[0]", "mapping"]),
     ],
@@ -158,6 +164,7 @@ def test_two_models_of_one_server_share_its_window() -> None:
         {},
     )
     first, second = read.engines
+    assert first.spec().max_concurrency == 4
     assert [(m.name, m.upstream) for m in first.models] == [("a", "m"), ("b", "real")]
     assert first.max_concurrency == 4
     assert second.first_byte_s == 5.0
@@ -213,3 +220,133 @@ def test_the_example_file_is_read() -> None:
         "smollm2-135m",
         "all-minilm-l6-v2",
     }
+
+
+def test_what_is_said_of_an_engine() -> None:
+    info = {
+        "takes_priority": True,
+        "price": 2.5,
+        "kv_tokens": 120_000,
+        "max_batch_tokens": 8192,
+        "padded": True,
+        "profile": {"c0": 0.03, "a": 6.5e-5, "b": 2.1e-4, "g": 1.6e-7},
+    }
+    (engine,) = parse_config({"model_list": [model(info=info)]}, {}).engines
+    assert engine.takes_priority
+    spec = engine.spec()
+    assert (spec.price, spec.kv_tokens, spec.max_batch_tokens, spec.padded) == (
+        *(2.5, 120_000, 8192, True),
+    )
+    assert spec.profile == EngineProfile(0.03, 6.5e-5, 2.1e-4, 1.6e-7, source="gateway.yaml")
+    assert is_measurable(spec)
+    (plain,) = parse_config({"model_list": [model()]}, {}).engines
+    assert plain.spec().profile is None
+    assert not plain.takes_priority
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"price": -1},
+        {"price": float("inf")},
+        {"price": float("nan")},
+        {"takes_priority": "yes"},
+        {"kv_tokens": 0},
+        {"kv_tokens": 10**30},
+        {"max_batch_tokens": -5},
+        {"profile": {"c0": -1}},
+        {"profile": {"c": 1}},
+    ],
+)
+def test_what_cannot_be_true_of_an_engine(info: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=next(iter(info))):
+        parse_config({"model_list": [model(info=info)]}, {})
+
+
+def test_an_engine_of_two_entries_is_described_once() -> None:
+    one = model(name="a", info={"id": "e", "price": 2.0})
+    two = model(name="b", info={"id": "e", "kv_tokens": 5000})
+    (engine,) = parse_config({"model_list": [one, two]}, {}).engines
+    assert (engine.price, engine.kv_tokens) == (2.0, 5000)
+    three = model(name="c", info={"id": "e", "price": 3.0})
+    with pytest.raises(SettingsError, match=r"model_list\[2\].* price"):
+        parse_config({"model_list": [one, two, three]}, {})
+
+
+def test_limits_of_tenants() -> None:
+    tenants = [
+        {"name": "a", "key": "k1", "max_queued": 0, "max_running": 3},
+        {"name": "b", "key": "k2"},
+    ]
+    first, second = parse_config({"sage_settings": {"tenants": tenants}}, {}).tenants
+    assert (first.max_queued, first.max_running) == (0, 3)
+    assert (second.max_queued, second.max_running) == (None, None)
+    for wrong in ({"max_running": -1}, {"max_queued": 1.5}, {"weight": float("inf")}):
+        with pytest.raises(SettingsError, match=next(iter(wrong))):
+            parse_config({"sage_settings": {"tenants": [{**tenants[0], **wrong}]}}, {})
+
+
+# What each policy does not use, of everything that can be set.
+WEIGHT, PRICE = "tenants[0].weight", "price of engine"
+TTFTS = {f"bands.{band.label}.ttft_slo_ms" for band in Band}
+TPOTS = {f"bands.{band.label}.tpot_slo_ms" for band in Band}
+BATCH_TPOT = {"bands.batch.tpot_slo_ms"}
+NOT_INTERACTIVE = {name for name in TTFTS | TPOTS if "interactive" not in name}
+UNUSED: dict[str, set[str]] = {name: {WEIGHT, PRICE, *TTFTS, *TPOTS} for name in POLICIES} | {
+    "hybrid": {PRICE, *BATCH_TPOT},
+    "slo_aware": {PRICE, WEIGHT, *BATCH_TPOT},
+    "cost": {WEIGHT, *BATCH_TPOT},
+    "priority": {PRICE, WEIGHT, *TTFTS, *BATCH_TPOT},
+    "fair": {PRICE, *TTFTS, *NOT_INTERACTIVE},
+    "adaptive": {PRICE, WEIGHT, *NOT_INTERACTIVE},
+}
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_what_a_policy_does_not_use_is_said(policy: str) -> None:
+    everything = {
+        "model_list": [model(info={"price": 2.0})],
+        "router_settings": {"routing_strategy": "fifo"},
+        "sage_settings": {
+            "bands": {band.label: {"ttft_slo_ms": 1000, "tpot_slo_ms": 100} for band in Band},
+            "tenants": [{"name": "t", "key": "k", "weight": 2}],
+        },
+    }
+    read = parse_config(everything, {}, policy)
+    said = [warning for warning in read.warnings if "is not used" in warning]
+    assert all(f"by policy '{policy}'" in warning for warning in said)
+    every = {WEIGHT, PRICE, *TTFTS, *TPOTS}
+    assert {name for name in every if any(name in line for line in said)} == UNUSED[policy]
+    assert len(said) == len(UNUSED[policy])
+
+
+def test_the_policies_that_use_it_are_named() -> None:
+    tenants = [{"name": "t", "key": "k", "weight": 2}]
+    read = parse_config({"sage_settings": {"tenants": tenants}}, {})
+    assert read.warnings == (
+        "sage_settings.tenants[0].weight is not used by policy 'least_outstanding'; "
+        "fair and hybrid use it.",
+    )
+
+
+def test_what_an_embedding_engine_takes_in_one_call() -> None:
+    def spec(*entries: dict[str, Any]) -> EngineSpec:
+        (engine,) = parse_config({"model_list": list(entries)}, {}).engines
+        return engine.spec()
+
+    unknown = spec(model(info={"mode": "embedding"}))
+    assert (unknown.max_batch_inputs, unknown.max_batch_tokens, unknown.accelerator) == (
+        32,
+        None,
+        None,
+    )
+    ours = {"mode": "embedding", "engine": "sentence-transformers"}
+    assert spec(model(info=ours)).max_batch_inputs == 2048
+    full = {**ours, "max_batch_inputs": 64, "max_batch_tokens": 4096, "accelerator": "h/gpu0"}
+    assert spec(model(info=full)).max_batch_inputs == 64
+    assert spec(model(info=full)).max_batch_tokens == 4096
+    assert spec(model(info=full)).accelerator == "h/gpu0"
+    # Two entries of one engine: the narrower one counts.
+    both = spec(model(name="a", info=full), model(name="b", info={**full, "max_batch_inputs": 8}))
+    assert (both.max_batch_inputs, both.max_batch_tokens) == (8, 4096)
+    assert spec(model(name="a", info=ours), model(name="b", info=full)).accelerator == "h/gpu0"

@@ -16,8 +16,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "gateway.md").read_text(encoding="utf-8")
 SOURCES = [
     *(ROOT / "gateway" / "sage_gateway").glob("*.py"),
-    ROOT / "sage_prefect" / "control_plane" / "manager.py",
-    ROOT / "sage_prefect" / "control_plane" / "request_classifier.py",
+    *(ROOT / "sage_prefect" / "control_plane").glob("*.py"),
 ]
 
 
@@ -50,8 +49,8 @@ def error_codes() -> set[str]:
                 if keyword.arg == "code" and isinstance(keyword.value, ast.Constant):
                     codes.add(keyword.value.value)
             named = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-            if named == "_refuse" and len(node.args) > 2 and isinstance(node.args[2], ast.Constant):
-                codes.add(node.args[2].value)
+            if named == "refuse" and len(node.args) > 3 and isinstance(node.args[3], ast.Constant):
+                codes.add(node.args[3].value)
     return codes - {None}
 
 
@@ -62,11 +61,28 @@ def test_error_codes() -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("section", ["queue", "timeouts", "server", "health"])
-def test_settings(section: str) -> None:
-    source = (ROOT / "gateway" / "sage_gateway" / "config.py").read_text()
+@pytest.mark.parametrize(
+    ("section", "file"),
+    [
+        ("queue", "config"),
+        ("timeouts", "config"),
+        ("server", "config"),
+        ("health", "config"),
+        ("recording", "recording"),
+    ],
+)
+def test_settings(section: str, file: str) -> None:
+    source = (ROOT / "gateway" / "sage_gateway" / f"{file}.py").read_text()
     body = source.partition(f'sage.section("{section}")')[2].partition("refuse_unread")[0]
-    keys = re.findall(r'\.(?:integer|seconds|text)\(\s*"(\w+)"', body)
+    keys = re.findall(r'\.(?:integer|seconds|text|choice)\(\s*"(\w+)"', body)
     assert keys
     for key in keys:
         assert f"`sage_settings.{section}.{key}`" in PAGE
+
+
+def test_what_is_said_of_engines() -> None:
+    source = (ROOT / "gateway" / "sage_gateway" / "config_models.py").read_text()
+    keys = re.findall(r'\binfo\.(?:text|choice|integer|number|flag|section)\(\s*"(\w+)"', source)
+    assert {"id", "takes_priority", "profile"} <= set(keys)
+    for key in keys:
+        assert f"`model_list[].model_info.{key}`" in PAGE, key

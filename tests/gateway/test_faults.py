@@ -305,3 +305,55 @@ async def test_no_stream_is_ever_silently_truncated(lab: Any) -> None:
             assert b"[DONE]" not in answer.content
     assert all(outcomes.values())
     assert gateway.gateway.manager.running == 0
+
+
+async def test_requests_wait_for_an_engine_that_restarts(lab: Any) -> None:
+    peer = await lab.peer()
+    gateway = await lab.gateway(lab.engine(peer))
+    assert (await gateway.chat()).status_code == 200
+    await peer.stop()
+    calls = [asyncio.ensure_future(gateway.chat(stream=bool(i % 2))) for i in range(6)]
+    await lab.until(lambda: gateway.gateway.manager.queued == 6)
+    assert gateway.gateway.health.is_suspect("e1")
+    await peer.start()
+    answers = await asyncio.gather(*calls)
+    assert [answer.status_code for answer in answers] == [200] * 6
+
+
+async def test_requests_do_not_wait_for_an_engine_for_ever(lab: Any) -> None:
+    peer = await lab.peer()
+    gateway = await lab.gateway(lab.engine(peer), scheduling=Limits(unavailable_wait_s=0.05))
+    await gateway.gateway.check_engines()
+    await peer.stop()
+    answer = await gateway.chat()
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "no_engine_available"
+    assert answer.headers["retry-after"] == "2"
+
+
+async def test_an_engine_that_never_was_there_is_an_error_at_once(lab: Any) -> None:
+    peer = await lab.peer()
+    await peer.stop()
+    gateway = await lab.gateway(lab.engine(peer), health=QUIET)
+    await gateway.gateway.check_engines()
+    answer = await gateway.chat()
+    assert answer.status_code == 503
+    assert "e1 is suspect" in answer.json()["error"]["message"]
+
+
+async def test_an_engine_that_is_full_costs_no_retry(lab: Any) -> None:
+    full, broken, good = await lab.peer(overloaded), await lab.peer(server_error), await lab.peer()
+    gateway = await lab.gateway(
+        lab.engine(full, "full"),
+        lab.engine(broken, "broken"),
+        lab.engine(good, "good"),
+        scheduling=Limits(max_retries=1),
+        policy="fifo",
+        health=QUIET,
+    )
+    answer = await gateway.chat()
+    assert answer.status_code == 200
+    assert [len(peer.posts) for peer in (full, broken, good)] == [1, 1, 1]
+    name = "sage_gateway_upstream_failures_total"
+    assert gateway.metric(name, engine="full", cause="overloaded") == 1
+    assert gateway.metric(name, engine="broken", cause="status") == 1

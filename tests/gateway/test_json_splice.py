@@ -56,3 +56,28 @@ def test_a_key_with_escapes() -> None:
 @pytest.mark.parametrize("body", [b"{}", b" \n{ } "])
 def test_into_an_empty_object(body: bytes) -> None:
     assert orjson.loads(splice(body, {}, {"a": [1]})) == {"a": [1]}
+
+
+@given(OBJECTS, OBJECTS, KEYS, st.sampled_from([None, 1, "\t"]), st.booleans())
+def test_splice_takes_out_one_field(
+    before: dict[str, Any], changes: dict[str, Any], drop: str, indent: Any, ascii_only: bool
+) -> None:
+    changes.pop(drop, None)
+    body = json.dumps(before, indent=indent, ensure_ascii=ascii_only).encode()
+    after = splice(body, before, changes, drop)
+    assert orjson.loads(after) == {k: v for k, v in {**before, **changes}.items() if k != drop}
+
+
+@pytest.mark.parametrize(
+    ("body", "after"),
+    [
+        (b'{"p": 5, "model":"a"}', b'{"model":"a"}'),
+        (b'{"model":"a" , "p":-5}', b'{"model":"a" }'),
+        (b'{"a":1,"p":{"p":[1,"]"]},"b":1.50}', b'{"a":1,"b":1.50}'),
+        (b'{ "p" : "x, y" }', b"{  }"),
+        (b'{"x":{"p":1},"y":"p"}', b'{"x":{"p":1},"y":"p"}'),
+        (b'{"p":1,"a":2,"p":3}', b'{"a":2}'),
+    ],
+)
+def test_all_but_the_field_stays(body: bytes, after: bytes) -> None:
+    assert splice(body, orjson.loads(body), {}, "p") == after

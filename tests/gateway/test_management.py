@@ -41,7 +41,11 @@ async def test_register_replace_list_remove(lab: Any) -> None:
     assert listed[0]["state"] == "ready"
     assert listed[0]["has_api_key"] is True
     assert "api_key" not in listed[0]
-    again = await gateway.client.post(ENGINES, json=entry(other, models=[{"name": "m2"}]))
+    assert (listed[0]["max_batch_inputs"], listed[0]["accelerator"]) == (32, None)
+    fields = {"max_batch_inputs": 9, "max_batch_tokens": 99, "accelerator": "h/gpu1"}
+    again = await gateway.client.post(ENGINES, json=entry(other, models=[{"name": "m2"}], **fields))
+    replaced = gateway.gateway.manager.ledger.get("llm").spec
+    assert {name: getattr(replaced, name) for name in fields} == fields
     assert again.status_code == 200
     assert (await gateway.chat()).status_code == 404
     assert (await gateway.chat(model="m2")).status_code == 200
@@ -64,6 +68,8 @@ async def test_register_replace_list_remove(lab: Any) -> None:
         ({"models": []}, "models"),
         ({"max_concurrency": 0}, "max_concurrency"),
         ({"max_concurrency": "many"}, "max_concurrency"),
+        ({"max_batch_inputs": 0}, "max_batch_inputs"),
+        ({"max_batch_tokens": -1}, "max_batch_tokens"),
         ({"colour": "red"}, "colour"),
         ({"models": [{"name": "a"}, {"name": "b"}], "upstream_model": "c"}, "upstream_model"),
     ],
@@ -161,3 +167,38 @@ async def test_description_covers_all_routes(lab: Any) -> None:
     }
     assert (await gateway.client.get("/docs")).status_code == 200
     assert (await gateway.client.get("/v1/management/nothing")).status_code == 404
+
+
+async def test_what_is_said_of_an_engine_reaches_the_control_plane(lab: Any) -> None:
+    peer = await lab.peer()
+    gateway = await lab.gateway()
+    said = {"takes_priority": True, "price": 2.5, "kv_tokens": 9000, "max_batch_tokens": 2048}
+    answer = await gateway.client.post(ENGINES, json=entry(peer, **said))
+    assert answer.status_code == 201
+    assert {key: answer.json()[key] for key in said} == said
+    spec = gateway.gateway.manager.ledger.get("llm").spec  # type: ignore[union-attr]
+    assert (spec.price, spec.kv_tokens, spec.max_batch_tokens) == (2.5, 9000, 2048)
+    for wrong in ({"price": -1}, {"kv_tokens": 0}, {"max_batch_tokens": 1 << 40}):
+        refused = await gateway.client.post(ENGINES, json=entry(peer, **wrong))
+        assert refused.status_code == 400
+        assert next(iter(wrong)) in refused.json()["error"]["message"]
+
+
+async def test_an_engine_that_registered_is_waited_for(lab: Any) -> None:
+    """Who registers says that it is up: it may be back in a moment."""
+    peer = await lab.peer()
+    gateway = await lab.gateway()
+    await gateway.client.post(ENGINES, json=entry(peer))
+    await peer.stop()
+    call = asyncio.ensure_future(gateway.chat())
+    await lab.until(lambda: gateway.gateway.manager.queued == 1)
+    await peer.start()
+    assert (await call).status_code == 200
+
+
+async def test_a_switch_says_what_the_new_policy_does_not_use(
+    lab: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway = await lab.gateway(tenants=(TenantConfig("t", "k", weight=2.0),), policy="hybrid")
+    await gateway.client.put("/v1/management/policy", json={"policy": "priority"})
+    assert "tenants[0].weight is not used by policy 'priority'" in caplog.text

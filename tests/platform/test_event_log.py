@@ -48,6 +48,7 @@ from sage_prefect.control_plane.events import (
 from sage_prefect.control_plane.manager import ControlPlaneManager
 from sage_prefect.control_plane.strategies import POLICIES
 from sage_prefect.platform.event_log import (
+    LEAST_MAX_BYTES,
     EventLogWriter,
     LogStep,
     read_log,
@@ -309,7 +310,7 @@ def test_wrong_settings(tmp_path: Path) -> None:
     [
         (lambda lines: [], "line 1"),
         (lambda lines: lines[1:], "it must be a Log"),
-        (lambda lines: [lines[0].replace(b'"v":2', b'"v":3'), *lines[1:]], "newer SAGE"),
+        (lambda lines: [lines[0].replace(b'"v":3', b'"v":4'), *lines[1:]], "newer SAGE"),
         (lambda lines: [lines[0].replace(b":0,", b":-1,"), *lines[1:]], "header"),
         (lambda lines: [*lines[:4], b"garbage\n", *lines[4:]], "line 5"),
         (lambda lines: [*lines[:4], lines[0], *lines[4:]], "it must be a Step"),
@@ -356,3 +357,24 @@ def test_missing_files(tmp_path: Path) -> None:
     previous.write_bytes(b"".join(lines[:-3]))
     with pytest.raises(CorruptFileError, match="the file before it ends at"):
         list(read_log(path))
+
+
+@pytest.mark.parametrize("begun", [b"", b'{"v":2,"ty'])
+def test_a_writer_that_died_while_it_began_the_next_file(tmp_path: Path, begun: bytes) -> None:
+    record(tmp_path / "log", "fifo", 50)
+    (tmp_path / "log").rename(tmp_path / "log.1")
+    (tmp_path / "log").write_bytes(begun)
+    assert len(list(read_log(tmp_path / "log"))) > 50
+
+
+def test_a_writer_that_does_not_rotate_ends_at_its_size(tmp_path: Path) -> None:
+    said: list[str] = []
+    size = LEAST_MAX_BYTES
+    writer = record(tmp_path / "log", "fifo", max_bytes=size, rotate=False, on_stop=said.append)
+    assert said == [writer.stopped]
+    assert f"it has reached its {size} bytes" in said[0]
+    assert size - 4096 < (tmp_path / "log").stat().st_size <= size
+    assert not (tmp_path / "log.1").exists()
+    log = read_log(tmp_path / "log")
+    replayed = replay(log, lambda: ControlPlaneManager("fifo", LIMITS, seed=7))
+    assert (replayed.steps, replayed.difference) == (writer.steps, None)

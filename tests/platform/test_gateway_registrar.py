@@ -82,6 +82,10 @@ async def test_register_list_remove() -> None:
             "api_key": None,
         }
         await registrar.register("llm", ENGINE)
+        on_gpu = ENGINE.model_copy(update={"accelerator": "host/gpu0"})
+        await registrar.register("gpu", on_gpu)
+        assert gateway.engines["gpu"]["accelerator"] == "host/gpu0"
+        await registrar.deregister("gpu")
         assert await registrar.known() == {"llm": ENGINE.base_url}
         await registrar.deregister("llm")
         await registrar.deregister("llm")

@@ -43,6 +43,15 @@ def test_filled_everywhere() -> None:
     assert filled.endpoints == {"llm": "http://127.0.0.1:1"}
 
 
+def test_an_engine_names_the_gpu_that_it_has() -> None:
+    engine = EngineRegistration(base_url="http://h:1/v1", models=(), driver="d")
+    assert engine.on("h", []).accelerator is None
+    assert engine.on("h", [0, 1]).accelerator is None
+    placed = engine.on("h", [1])
+    assert placed.accelerator == "h/gpu1"
+    assert placed.on("h", [0]) == placed
+
+
 @pytest.mark.parametrize("text", ["{port}", "{port.admin}", "{endpoint.prefect}"])
 def test_unknown_placeholder_names_itself(text: str) -> None:
     with pytest.raises(ServiceError, match="which is not known") as caught:

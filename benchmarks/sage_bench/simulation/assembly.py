@@ -156,9 +156,9 @@ def _nodes(group: LlmGroup | EmbeddingGroup, variant: Variant) -> list[NodeSpec]
         engine = EmbeddingEngineSpec(profile, group.merging, group.max_batch_tokens)
         return [
             NodeSpec(
-                engine_facts(group, i, profile),
+                facts := engine_facts(group, i, profile),
                 engine,
-                gpu=f"{group.gpu}-{i}" if group.gpu else None,
+                gpu=facts.accelerator,
                 gpu_share=group.gpu_share,
             )
             for i in range(group.count)
@@ -174,9 +174,9 @@ def _nodes(group: LlmGroup | EmbeddingGroup, variant: Variant) -> list[NodeSpec]
     llm = LlmEngineSpec(steps, group.max_num_batched_tokens, group.max_num_seqs, group.scheduling)
     return [
         NodeSpec(
-            engine_facts(group, i, steps),
+            facts := engine_facts(group, i, steps),
             llm,
-            gpu=f"{group.gpu}-{i}" if group.gpu else None,
+            gpu=facts.accelerator,
             max_waiting=group.max_waiting,
         )
         for i in range(group.count)

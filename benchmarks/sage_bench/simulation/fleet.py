@@ -73,7 +73,7 @@ class Fleet:
             return
         limit = node.spec.max_waiting
         if node.refusing or (limit is not None and engine.waiting >= limit):
-            self._listener.failed(job, node, FailureCause.STATUS, "503 from the engine")
+            self._listener.failed(job, node, FailureCause.OVERLOADED, "503 from the engine")
             return
         now = self._queue.now
         if isinstance(engine, LlmEngine):

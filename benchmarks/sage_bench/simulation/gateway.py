@@ -21,6 +21,7 @@ from sage_bench.simulation.request_facts import RequestFacts
 from sage_bench.simulation.sequence import Sequence as LlmSequence
 from sage_prefect.control_plane.events import (
     Abort,
+    AbortBatch,
     Action,
     Arrival,
     BatchDone,
@@ -94,6 +95,7 @@ class Gateway:
         self._timeout_s = around.attempt_timeout_s
         self._cost_s = around.gateway_s
         self._journal = journal
+        self._batches: dict[int, Batch] = {}
         self._free_at = 0.0
         self._timer_at = math.inf
 
@@ -131,6 +133,8 @@ class Gateway:
                 self._reject(action)
             elif isinstance(action, DispatchBatch):
                 self._dispatch_batch(action)
+            elif isinstance(action, AbortBatch):
+                self._abort_batch(action)
             else:
                 self._abort(action)
 
@@ -186,10 +190,18 @@ class Gateway:
                 flight.dispatched_at = self._queue.now
                 flight.attempts += 1
         batch = Batch(action.batch_id, self._number, node, tuple(lengths) or (1,), answers)
+        self._batches[action.batch_id] = batch
         self._after_network(self._on_submit_batch, batch)
 
     def _on_submit_batch(self, batch: Batch) -> None:
-        self._fleet.submit(batch, batch.node)
+        if not batch.turn:
+            self._fleet.submit(batch, batch.node)
+
+    def _abort_batch(self, action: AbortBatch) -> None:
+        batch = self._batches.pop(action.batch_id, None)
+        if batch is not None:
+            batch.turn += 1
+            self._after_network(self._on_abort, (batch, batch.work, batch.node))
 
     def _reject(self, action: Reject) -> None:
         flight = self._clients.flights.get(action.request_id)
@@ -251,6 +263,9 @@ class Gateway:
     def _on_answer(self, payload: tuple[Job, int, LlmSequence | EmbeddingCall | None]) -> None:
         job, turn, work = payload
         if isinstance(job, Batch):
+            if job.turn != turn:
+                return
+            del self._batches[job.batch_id]
             tokens = work.tokens if isinstance(work, EmbeddingCall) else 0
             for flight in job.answers:
                 flight.inputs_left -= 1
@@ -271,6 +286,9 @@ class Gateway:
     def _on_failure(self, payload: tuple[Job, int, str, FailureCause, str]) -> None:
         job, turn, engine, cause, message = payload
         if isinstance(job, Batch):
+            if job.turn != turn:
+                return
+            del self._batches[job.batch_id]
             self.tell(BatchFailed(job.batch_id, engine, cause, True, False, message))
         elif job.turn == turn and not job.ended:
             # Until the client has seen a byte another engine may try.

@@ -61,6 +61,8 @@ class RequestFacts:
             self._outputs.estimate(request.tenant, traffic.model),
             request.chain,
             request.inputs,
+            # All simulated calls have the same options.
+            merge_key=1 if request.inputs else None,
         )
 
     def learn(self, request: ClientRequest) -> None:
@@ -104,4 +106,5 @@ def engine_facts(
         else group.max_num_batched_tokens,
         padded=isinstance(profile, EmbeddingProfile) and profile.padded,
         cold=group.cold,
+        accelerator=f"{group.gpu}-{index}" if group.gpu else None,
     )

@@ -12,15 +12,15 @@ Every input is queued, in flight, done, failed or removed: exactly one of these.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, count
 from typing import Any
 
 from sage_prefect.control_plane.event_bounds import is_count
 from sage_prefect.control_plane.events import Band, BatchPart, EngineSpec, EngineState
-from sage_prefect.control_plane.executors.batch_draft import BatchDraft
+from sage_prefect.control_plane.executors.batch_draft import MAX_INPUTS, BatchDraft
 from sage_prefect.control_plane.executors.batch_filling import fill
-from sage_prefect.control_plane.executors.call_budget import LatencySlack
+from sage_prefect.control_plane.executors.call_budget import LatencySlack, worthwhile
 from sage_prefect.control_plane.executors.embedding_engine import EmbeddingEngine, Load
 from sage_prefect.control_plane.executors.engine_pool import EnginePool, Need
 from sage_prefect.control_plane.executors.input_ledger import InputLedger
@@ -38,6 +38,12 @@ from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 
 MAX_ATTEMPTS = 3
 """Engines that may fail under an input before its request fails."""
+MAX_FORMS = 16
+"""Forms of calls that may wait side by side and be merged; a call of one more goes alone."""
+MOST_COST_S = 3600.0
+"""What one call or request may cost its tenant: an absurd profile must not spoil an account."""
+_EXPLAINED = 8
+_UNKNOWN_COST_S = 0.01
 _SCALE_RATE, _SCALE_CLAMP = 0.05, 4.0
 _IN_FLIGHT = InputState.IN_FLIGHT
 
@@ -48,14 +54,21 @@ class EmbeddingExecutor:
     Args:
         model: its name.
         batch_ids: numbers of its batches; executors that share a driver share this.
+        is_crowded: whether a call in the engine of this name would harm an LLM engine on the same
+            accelerator more than was promised; such engines are taken last.
     """
 
-    def __init__(self, model: str, batch_ids: Iterator[int] | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        batch_ids: Iterator[int] | None = None,
+        is_crowded: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         self.model = model
         self._batch_ids = batch_ids if batch_ids is not None else count(1)
         self._ledger = InputLedger()
         self._waiting = self._ledger.waiting
-        self._pool = EnginePool()
+        self._pool = EnginePool(is_crowded)
         self._batches = OpenBatches()
         self._slack = LatencySlack()
         self._scale = 1.0  # tokens that engines count per token estimated
@@ -81,6 +94,11 @@ class EmbeddingExecutor:
         return len(self._waiting)
 
     @property
+    def open_batches(self) -> int:
+        """Batches inside engines."""
+        return len(self._batches)
+
+    @property
     def wake_at(self) -> float:
         """When to ask :meth:`next_batch` again if nothing happens: what waits for a better engine
         gives it up then. Infinity: never."""
@@ -91,26 +109,36 @@ class EmbeddingExecutor:
         entry = self._pool.get(engine)
         return entry.calls if entry is not None else ()
 
+    def charges(self, batch_id: int) -> dict[str, float]:
+        """Request -> its part of the engine-seconds (times price) that an open batch costs."""
+        return self._batches[batch_id].charges()
+
+    def cost_s(self, request: ScheduledRequest) -> float:
+        """Engine-seconds that a request is likely to cost, times price, its calls' fixed part left
+        out."""
+        engine = self._pool.any_cost()
+        if engine is None:
+            return _UNKNOWN_COST_S
+        tokens = request.info.prompt_tokens * self._scale
+        return min(MOST_COST_S, engine.spec.price * engine.cost.alpha * tokens)
+
+    def wait_s(self, band: Band) -> float:
+        """Seconds that the engines need for what waits in ``band`` and more urgent ones; 0 while
+        none serves: one that is being started may be waited for."""
+        tokens = self._scale * sum(self._waiting.tokens[: band + 1])
+        rate = self._pool.rate()
+        return tokens / rate if rate > 0 else 0.0
+
+    def candidates(self, now: float) -> list[dict[str, object]]:
+        """For ``explain``: engines that a request of this model may go to."""
+        return self._pool.listed(now, _EXPLAINED)
+
     def story(self, request_id: str) -> dict[str, Any]:
         """For ``explain``: how many inputs of a request are where, and in which engines.
 
         Empty for a request that is not here.
         """
-        request = self._ledger.requests.get(request_id)
-        if request is None:
-            return {}
-        states = [one.state for one in request.inputs]
-        inside = {
-            self._batches.engine_of(one.batch_id)
-            for one in request.inputs
-            if one.state is _IN_FLIGHT
-        }
-        live = (InputState.QUEUED, _IN_FLIGHT, InputState.DONE)
-        return {
-            "inputs": len(states),
-            **{state.value: states.count(state) for state in live},
-            "engines": sorted(inside),
-        }
+        return self._ledger.story(request_id, self._batches.engine_of)
 
     # -- requests -------------------------------------------------------------------------
 
@@ -119,15 +147,18 @@ class EmbeddingExecutor:
         request: ScheduledRequest,
         band: Band,
         deadline: float,
-        tenant_virtual_time: float,
+        debt_s: float,
     ) -> None:
-        """Queue all inputs of a request; without ``inputs`` it has one, its prompt.
+        """Queue all inputs of a request.
+
+        Without a ``merge_key`` (rerank calls, inputs of unknown shape) it stays whole: it counts as
+        one input and shares no batch.
 
         Args:
-            request: embedding or rerank; a rerank call shares no batch with other requests.
+            request: embedding or rerank.
             band: in force.
             deadline: absolute seconds; infinity: none. Earlier ones go first in a band.
-            tenant_virtual_time: decides among equal deadlines, lower first.
+            debt_s: seconds that its tenant is ahead of its share: it stands back by so much.
 
         Raises:
             RuntimeError: a request of this id is here already: the caller has a bug.
@@ -135,16 +166,26 @@ class EmbeddingExecutor:
         info = request.info
         if deadline != deadline:
             deadline = math.inf
+        key, forms, tried = info.merge_key, self._waiting.forms, request.tried
         call = BatchedRequest(
             info.request_id,
             band,
-            (deadline, tenant_virtual_time, request.seq),
-            alone=info.kind == "rerank",
+            (deadline + debt_s, debt_s, request.seq),
+            alone=key is None or (key not in forms and len(forms) >= MAX_FORMS),
+            form=key or 0,
+            deadline=deadline,
         )
-        lengths = info.inputs or (info.prompt_tokens,)
-        keys = info.input_keys if len(info.input_keys) == len(lengths) else (None,) * len(lengths)
+        whole = key is None or not info.inputs
+        lengths = (sum(info.inputs) or info.prompt_tokens,) if whole else info.inputs
+        keys = (
+            info.input_keys
+            if not whole and len(info.input_keys) == len(lengths)
+            else (None,) * len(lengths)
+        )
         call.inputs = [
-            BatchedInput(call, index, bounded_tokens(tokens), key)
+            BatchedInput(
+                call, index, bounded_tokens(tokens), key, faults=len(tried), avoid=request.tried
+            )
             for index, (tokens, key) in enumerate(zip(lengths, keys, strict=True))
         ]
         self._ledger.open(call)
@@ -162,11 +203,17 @@ class EmbeddingExecutor:
             return ()
         return self._batches.unwant(self._ledger.close(request, InputState.REMOVED))
 
-    def promote(self, request_id: str, band: Band) -> None:
-        """A request has waited long: what is queued of it goes on in another band."""
+    def promote(self, request_id: str, band: Band, now: float = math.inf) -> None:
+        """A request has waited long: what is queued of it goes on in another band.
+
+        Args:
+            now: its place there is that of a request which is due at this time.
+        """
         request = self._ledger.requests.get(request_id)
         if request is not None and request.band is not band:
             request.band = band
+            due, debt_s, seq = request.order
+            request.order = (min(due, now), debt_s, seq)
             self._ledger.refile(request)
 
     # -- engines --------------------------------------------------------------------------
@@ -223,17 +270,25 @@ class EmbeddingExecutor:
         return self._ledger.done(chain.from_iterable(batch.live()))
 
     def batch_failed(
-        self, batch_id: int, now: float, retryable: bool, bad_input: bool
+        self,
+        batch_id: int,
+        now: float,
+        retryable: bool,
+        bad_input: bool,
+        *,
+        attempts: int = MAX_ATTEMPTS,
+        only_elsewhere: bool = False,
     ) -> BatchOutcome:
         """A batch failed. Unknown batches are ignored.
 
         A bad input is isolated by halving: each half is sent once more, apart from other inputs,
         down to single inputs, whose requests fail. When the engine is to blame its inputs go to
-        others, ``MAX_ATTEMPTS`` times in all.
+        others, ``attempts`` times in all.
 
         Args:
             retryable: another engine may succeed; else all its requests fail.
             bad_input: the engine blames what it was sent.
+            only_elsewhere: an input is not sent again where no other engine serves.
         """
         batch = self._batches.close(batch_id)
         if batch is None:
@@ -246,7 +301,8 @@ class EmbeddingExecutor:
         for one in live:
             one.faults += 1
             one.avoid |= {batch.engine.name}
-            if not retryable or one.faults >= MAX_ATTEMPTS:
+            lost = only_elsewhere and not self._pool.has_other(one.avoid)
+            if not retryable or one.faults >= attempts or lost:
                 doomed.append(one.request)
         failed, orphaned = self._fail(doomed)
         again = [one for one in live if one.state is _IN_FLIGHT]
@@ -266,9 +322,10 @@ class EmbeddingExecutor:
         first = sheaf.head_input()
         return Need(
             rest=first.request.queued_tokens * self._scale,
-            slack_s=sheaf.order[0] - now,
+            slack_s=sheaf.deadline - now,
             latency_slack_s=self._slack.at(now),
             avoid=self._pool.may_take(shelf.avoid),
+            ahead=sum(self._waiting.tokens[: shelf.band + 1]) * self._scale,
         )
 
     def _form(
@@ -276,30 +333,43 @@ class EmbeddingExecutor:
     ) -> BatchDraft:
         waits = self._waiting.tokens
         scale = self._scale
-        part = self._pool.part_of(engine) * scale
+        part = scale * self._part(engine, scale * sum(waits))
         tokens = engine.call_tokens(
             sheaf.head_input().tokens * scale,
-            sheaf.order[0] - now,
+            sheaf.deadline - now,
             self._slack.at(now),
             Load(part * sum(waits), part * sum(waits[: Band.INTERACTIVE + 1])),
             now,
         )
-        draft = BatchDraft(padded=engine.spec.padded)
+        draft = BatchDraft(
+            padded=engine.spec.padded, max_inputs=engine.spec.max_batch_inputs or MAX_INPUTS
+        )
         company = [
             other
             for other in self._waiting.shelves()
-            if other not in held and engine.name not in self._pool.may_take(other.avoid)
+            if other.form == shelf.form
+            and other not in held
+            and engine.name not in self._pool.may_take(other.avoid)
         ]
         fill(draft, self._waiting, shelf, company, tokens / scale)
         return draft
+
+    def _part(self, engine: EmbeddingEngine, tokens: float) -> float:
+        """The part of all that waits which ``engine`` is to take, as far as its calls hold it."""
+        if tokens <= worthwhile(engine.cost):
+            return 1.0  # one short call
+        # On an accelerator that is shared each call's fixed cost is taken from the neighbour.
+        return 1.0 if self._pool.is_crowded(engine) else self._pool.part_of(engine)
 
     def _send(
         self, engine: EmbeddingEngine, draft: BatchDraft, apart: bool, now: float
     ) -> tuple[int, str, tuple[BatchPart, ...]]:
         batch_id = next(self._batch_ids)
         self._ledger.sent(chain.from_iterable(draft.parts), batch_id)
-        self._batches.open(batch_id, Batch(engine, draft, apart))
-        engine.send(batch_id, draft.work * self._scale, now)
+        tokens = draft.work * self._scale
+        cost_s = min(MOST_COST_S, engine.spec.price * engine.cost.call_s(tokens))
+        self._batches.open(batch_id, Batch(engine, draft, apart, cost_s))
+        engine.send(batch_id, tokens, now)
         self._pool.settle(engine)
         return batch_id, engine.name, draft.as_parts()
 

@@ -1,21 +1,26 @@
 """The engines that embed one model: their free call slots, and which takes the next batch.
 
 The cheapest engine that finishes within ``IN_TIME`` of the slack gets it: engines that cost
-nothing, then CPUs, then the rest. Where none is in time the one that is done first gets it; if
-that one has no free slot the batch waits for it, rather than miss on an engine that is slower
-still.
+nothing, then CPUs, then the rest. One whose accelerator an LLM engine needs for itself comes last,
+and only once the others would need more than ``HOLD`` of the slack for all that waits. Where none
+is in time the one that is done first gets it; if that one has no free slot the batch waits for it,
+rather than miss on an engine that is slower still.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 from sage_prefect.control_plane.events import EngineSpec, EngineState
 from sage_prefect.control_plane.executors.embedding_engine import IN_TIME, EmbeddingEngine
 
+_LOOK_AGAIN_S = 0.25
+_MAY_SERVE = (EngineState.READY, EngineState.WARMING, EngineState.COLD)
+
+HOLD, LONGEST_HOLD_S = 0.35, 30.0
 SCAN = 16
 """Free engines that are looked at per tier, and full ones."""
 
@@ -28,14 +33,22 @@ class Need:
     slack_s: float
     latency_slack_s: float
     avoid: frozenset[str]
+    ahead: float = 0.0
+    """Tokens that wait in its band and more urgent ones, its own among them."""
 
 
 class EnginePool:
-    """All engines of one model. A choice looks at ``3 * SCAN`` free engines and ``SCAN`` full."""
+    """All engines of one model. A choice looks at ``3 * SCAN`` free engines and ``SCAN`` full.
 
-    __slots__ = ("_engines", "_free", "_full")
+    Args:
+        is_crowded: whether another call in the engine of this name would break what an LLM engine
+            on its accelerator has promised.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_engines", "_free", "_full", "_is_crowded")
+
+    def __init__(self, is_crowded: Callable[[str], bool]) -> None:
+        self._is_crowded = is_crowded
         self._engines: dict[str, EmbeddingEngine] = {}
         # In order of becoming free (or full), so that a scan starts with the longest idle.
         self._free: tuple[dict[str, EmbeddingEngine], ...] = ({}, {}, {})
@@ -82,6 +95,37 @@ class EnginePool:
         elif engine.leaving and not engine.calls:
             del self._engines[name]
 
+    def has_other(self, avoid: frozenset[str]) -> bool:
+        """Whether an engine that is not to be avoided serves, or will soon."""
+        return any(
+            engine.state in _MAY_SERVE and not engine.leaving and name not in avoid
+            for name, engine in self._engines.items()
+        )
+
+    def rate(self) -> float:
+        """Tokens per second of the engines that serve (of ``SCAN`` of them and the rest alike)."""
+        serving = [engine for engine in self._engines.values() if engine.serving]
+        seen = serving[:SCAN]
+        total = sum(1.0 / engine.cost.alpha for engine in seen)
+        return total * len(serving) / len(seen) if seen else 0.0
+
+    def any_cost(self) -> EmbeddingEngine | None:
+        """Some engine, to tell costs by; None when there is none."""
+        return next(iter(self._engines.values()), None)
+
+    def listed(self, now: float, most: int) -> list[dict[str, object]]:
+        """For ``explain``: up to ``most`` engines."""
+        return [
+            {
+                "engine": engine.name,
+                "state": engine.state.value,
+                "calls": [len(engine.calls), engine.slots],
+                "wait_s": round(engine.wait_s(now), 4),
+                "tier": engine.tier,
+            }
+            for engine in islice(self._engines.values(), most)
+        ]
+
     def may_take(self, avoid: frozenset[str]) -> frozenset[str]:
         """``avoid``, or nothing if no engine outside it serves: better a doubtful one than none."""
         if not avoid:
@@ -97,7 +141,7 @@ class EnginePool:
 
         Infinity: until an engine becomes free.
         """
-        in_time: tuple[int, float, float] | None = None
+        in_time: tuple[bool, int, float, float] | None = None
         cheapest: EmbeddingEngine | None = None
         soonest, first_s = None, math.inf
         for engine in self._scan(need.avoid):
@@ -109,19 +153,35 @@ class EnginePool:
             calls = math.ceil(need.rest / budget)
             whole = wait + calls * engine.cost.s0 + engine.cost.alpha * need.rest
             if whole <= IN_TIME * need.slack_s:
-                score = (engine.tier, engine.spec.price * whole, whole)
+                crowded = self.is_crowded(engine)
+                score = (crowded, engine.tier, engine.spec.price * whole, whole)
                 if in_time is None or score < in_time:
                     in_time, cheapest = score, engine
-        if cheapest is not None:
+        if cheapest is not None and in_time is not None:
+            if in_time[0] and self._others_will_do(need, now):
+                return None, now + _LOOK_AGAIN_S
             return cheapest, now
         if soonest is None:
             return None, math.inf
         return self._or_wait(soonest, first_s, need, now)
 
+    def is_crowded(self, engine: EmbeddingEngine) -> bool:
+        """Whether an LLM engine needs its accelerator for itself."""
+        return engine.spec.accelerator is not None and self._is_crowded(engine.name)
+
     def part_of(self, engine: EmbeddingEngine) -> float:
-        """What ``engine``, which is free, can do of all that the free engines can do."""
+        """What ``engine``, which is free, can do of all that the free engines can do.
+
+        Beside an idle engine only idle ones count: a call that waits behind another one gains
+        nothing from being short.
+        """
         rate = 1.0 / engine.cost.alpha
-        others = sum(1.0 / one.cost.alpha for one in self._scan(frozenset((engine.name,))))
+        idle = not engine.calls
+        others = sum(
+            1.0 / one.cost.alpha
+            for one in self._scan(frozenset((engine.name,)))
+            if not (idle and one.calls)
+        )
         return rate / (rate + others)
 
     # -- inside ---------------------------------------------------------------------------
@@ -131,6 +191,16 @@ class EnginePool:
             for engine in islice(free.values(), SCAN):
                 if engine.name not in avoid:
                     yield engine
+
+    def _others_will_do(self, need: Need, now: float) -> bool:
+        """Whether full engines on no crowded accelerator can take all that waits, soon enough."""
+        rate, wait = 0.0, math.inf
+        for engine in islice(self._full.values(), SCAN):
+            if engine.name not in need.avoid and not self.is_crowded(engine):
+                rate += 1.0 / engine.cost.alpha
+                wait = min(wait, engine.wait_s(now))
+        allowed = min(LONGEST_HOLD_S, HOLD * need.slack_s)
+        return rate > 0 and wait + need.ahead / rate <= allowed
 
     def _or_wait(
         self, soonest: EmbeddingEngine, first_s: float, need: Need, now: float

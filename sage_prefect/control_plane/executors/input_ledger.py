@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from sage_prefect.control_plane.executors.length_buckets import (
     APART,
@@ -96,6 +97,23 @@ class InputLedger:
             self._move(one, state)
         self._forget(request)
         return inside
+
+    def story(self, request_id: str, engine_of: Callable[[int], str]) -> dict[str, Any]:
+        """How many inputs of an unfinished request are where, and in which engines.
+
+        Args:
+            engine_of: name of the engine that has a batch.
+        """
+        request = self.requests.get(request_id)
+        if request is None:
+            return {}
+        states = [one.state for one in request.inputs]
+        inside = {engine_of(one.batch_id) for one in request.inputs if one.state is _IN_FLIGHT}
+        return {
+            "inputs": len(states),
+            **{state.value: states.count(state) for state in (_QUEUED, _IN_FLIGHT, _DONE)},
+            "engines": sorted(inside),
+        }
 
     def _forget(self, request: BatchedRequest) -> None:
         del self.requests[request.request_id]

@@ -2,8 +2,9 @@
 
 The inputs of one request that share a length bucket lie together in a sheaf, longest last, so that
 neighbours in a padded batch are about equally long. Sheaves stand in heaps, one per (engines to
-avoid, band, bucket), by (deadline, tenant's virtual time, arrival). A sheaf that may not be mixed
-with other requests (a rerank call, a half of a failed batch) stands in a bucket of its own kind.
+avoid, band, bucket, form), by (deadline and its tenant's debt, debt, arrival). Unlike calls
+(other dimensions, another encoding) share no batch. A sheaf that may not be mixed with other
+requests (a rerank call, a half of a failed batch) stands in a bucket of its own kind.
 Buckets go by half powers of two: near saturation (1,300 mixed inputs/s on one padded engine,
 simulated) 0.85 of the tokens computed are useful and p99 is 0.3 s; with whole powers 0.77, 1.2 s;
 quarters win little more and make waits longer at low load.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import heapq
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -24,7 +26,9 @@ APART = -1
 _SMALLEST = 4  # octave of 16 tokens: shorter ones differ too little to be told apart
 
 Order = tuple[float, float, int]
-"""(deadline, virtual time of the tenant, place in the order of arrival): lower goes first."""
+"""(deadline + tenant's debt, debt, place in the order of arrival): lower goes first."""
+Place = tuple[frozenset[str], Band, int, int]
+"""(engines to avoid, band, bucket, form): where a shelf stands."""
 
 
 def bucket_of(tokens: int) -> int:
@@ -54,6 +58,9 @@ class BatchedRequest:
     order: Order
     alone: bool
     """Its inputs are never in a call with those of other requests."""
+    form: int = 0
+    """Only inputs of one form share a call."""
+    deadline: float = math.inf
     inputs: list[BatchedInput] = field(default_factory=list)
     unfinished: int = 0
     """Inputs that are neither done nor given up."""
@@ -83,6 +90,8 @@ class Sheaf:
     """Queued inputs that go together if they fit; ``inputs`` may hold ones that have left."""
 
     order: Order
+    deadline: float
+    """The earliest of its requests'."""
     inputs: list[BatchedInput]
     shelf: Shelf
     size: int
@@ -95,14 +104,15 @@ class Sheaf:
 
 
 class Shelf:
-    """The sheaves of one band and length that avoid the same engines."""
+    """The sheaves of one band, length and form that avoid the same engines."""
 
-    __slots__ = ("_aside", "_heap", "avoid", "band", "bucket", "size")
+    __slots__ = ("_aside", "_heap", "avoid", "band", "bucket", "form", "size")
 
-    def __init__(self, avoid: frozenset[str], band: Band, bucket: int) -> None:
+    def __init__(self, avoid: frozenset[str], band: Band, bucket: int, form: int) -> None:
         self.avoid = avoid
         self.band = band
         self.bucket = bucket
+        self.form = form
         self.size = 0
         """Sheaves with inputs that wait."""
         self._heap: list[tuple[Order, int, Sheaf]] = []
@@ -140,10 +150,12 @@ class Shelf:
 class LengthBuckets:
     """All queued inputs of one model. Each operation costs O(log n) per sheaf that it touches."""
 
-    __slots__ = ("_serial", "_shelves", "queued", "tokens")
+    __slots__ = ("_serial", "_shelves", "forms", "queued", "tokens")
 
     def __init__(self) -> None:
-        self._shelves: dict[tuple[frozenset[str], Band, int], Shelf] = {}
+        self._shelves: dict[Place, Shelf] = {}
+        self.forms: dict[int, int] = {}
+        """Forms that wait, each with its number of shelves."""
         self._serial = 0
         self.queued = [0] * len(Band)
         """Inputs per band."""
@@ -154,21 +166,22 @@ class LengthBuckets:
         return sum(self.queued)
 
     def shelves(self) -> Iterator[Shelf]:
-        """Those with anything on them: at most bands x buckets x distinct sets to avoid."""
+        """Those with anything on them: at most bands x buckets x forms x distinct sets to avoid."""
         return iter(self._shelves.values())
 
     def add(self, inputs: Iterable[BatchedInput], *, apart: bool) -> None:
         """Queue inputs. ``apart``: as one sheaf, which no other input joins."""
-        groups: dict[tuple[frozenset[str], Band, int], list[BatchedInput]] = {}
+        groups: dict[Place, list[BatchedInput]] = {}
         if apart:
             together = list(inputs)
             if together:
                 avoid = frozenset[str]().union(*(one.avoid for one in together))
                 band = min(one.request.band for one in together)
-                groups[avoid, band, APART] = together
+                groups[avoid, band, APART, 0] = together
         else:
             for one in inputs:
-                place = (one.avoid, one.request.band, bucket_of(one.tokens))
+                request = one.request
+                place = (one.avoid, request.band, bucket_of(one.tokens), request.form)
                 groups.setdefault(place, []).append(one)
         for place, group in groups.items():
             by_request: dict[int, list[BatchedInput]] = {}
@@ -194,15 +207,20 @@ class LengthBuckets:
         if not sheaf.size:
             shelf.emptied()
             if not shelf.size:
-                del self._shelves[shelf.avoid, shelf.band, shelf.bucket]
+                del self._shelves[shelf.avoid, shelf.band, shelf.bucket, shelf.form]
+                self.forms[shelf.form] -= 1
+                if not self.forms[shelf.form]:
+                    del self.forms[shelf.form]
 
-    def _shelve(self, place: tuple[frozenset[str], Band, int], members: list[BatchedInput]) -> None:
+    def _shelve(self, place: Place, members: list[BatchedInput]) -> None:
         shelf = self._shelves.get(place)
         if shelf is None:
             shelf = self._shelves[place] = Shelf(*place)
+            self.forms[shelf.form] = self.forms.get(shelf.form, 0) + 1
         members.sort(key=lambda one: one.tokens)
         order = min(one.request.order for one in members)
-        sheaf = Sheaf(order, members, shelf, len(members))
+        deadline = min(one.request.deadline for one in members)
+        sheaf = Sheaf(order, deadline, members, shelf, len(members))
         for one in members:
             one.state, one.sheaf = InputState.QUEUED, sheaf
             one.request.queued_tokens += one.tokens

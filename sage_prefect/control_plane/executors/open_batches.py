@@ -30,6 +30,8 @@ class Batch:
     draft: BatchDraft
     apart: bool
     """It was not to be mixed with other inputs."""
+    cost_s: float
+    """Engine-seconds that it is predicted to take, times the engine's price."""
     wanted: int = 0
     """Inputs whose requests still wait for it."""
 
@@ -39,6 +41,16 @@ class Batch:
             [one for one in part if one.state is InputState.IN_FLIGHT] for part in self.draft.parts
         )
         return [part for part in parts if part]
+
+    def charges(self) -> dict[str, float]:
+        """Its cost, divided among its requests by the tokens of their inputs; equals pay alike."""
+        tokens: dict[str, int] = {}
+        for part in self.draft.parts:
+            for one in part:
+                name = one.request.request_id
+                tokens[name] = tokens.get(name, 0) + one.tokens
+        each = self.cost_s / sum(tokens.values())
+        return {name: each * number for name, number in tokens.items()}
 
 
 class OpenBatches:
@@ -60,6 +72,9 @@ class OpenBatches:
     def close(self, batch_id: int) -> Batch | None:
         """A batch has ended; None: it is not known, or has ended before."""
         return self._batches.pop(batch_id, None)
+
+    def __getitem__(self, batch_id: int) -> Batch:
+        return self._batches[batch_id]
 
     def engine_of(self, batch_id: int) -> str:
         """Name of the engine that has a batch."""

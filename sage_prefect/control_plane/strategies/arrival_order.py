@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import heapq
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from random import Random
 from typing import Any
 
+from sage_prefect.control_plane.events import Band, BandSpec, Done, TenantSpec
 from sage_prefect.control_plane.ledger import EngineEntry, Ledger
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 from sage_prefect.control_plane.strategies.base import SchedulingPolicy
 from sage_prefect.control_plane.strategies.placement import Key, PlacementIndex
+from sage_prefect.control_plane.strategies.tenant_places import TenantPlaces
 
 _EXPLAINED = 8  # engines that one decision lists; a bound, so that a decision stays O(log n)
 
@@ -58,6 +60,7 @@ class ArrivalOrderPolicy(SchedulingPolicy):
         super().__init__(ledger, rng)
         self._lines: dict[str, _Line] = {}
         self._size = 0
+        self._places = TenantPlaces()
         self._placement = PlacementIndex(ledger, self.placement_key)
         # Models whose head may have become dispatchable since the last look.
         # In order of notice: a set's order would differ from process to process, and the replay of
@@ -72,23 +75,35 @@ class ArrivalOrderPolicy(SchedulingPolicy):
         """The engine that the request would go to now, or None."""
         return self._placement.best(request.info.model, request.tried)
 
+    def configure(self, bands: Mapping[Band, BandSpec], tenants: Mapping[str, TenantSpec]) -> None:
+        if self._places.are_under(tenants):
+            return
+        waiting = list(self.pending())
+        self._places.limit(tenants)
+        self._lines.clear()
+        for request in waiting:
+            if self._places.takes(request):
+                self._join(request)
+
     def add(self, request: ScheduledRequest, now: float) -> None:
-        model = request.info.model
-        line = self._lines.get(model)
-        if line is None:
-            line = self._lines[model] = _Line()
-        line.push(request)
         self._size += 1
-        self._touched[model] = None
+        if self._places.takes(request):
+            self._join(request)
 
     def remove(self, request: ScheduledRequest) -> None:
-        line = self._lines.get(request.info.model)
-        if line is None or request.info.request_id not in line.waiting:
-            return
-        line.remove(request)
-        self._size -= 1
-        if not line.waiting:
-            del self._lines[request.info.model]
+        if self._places.drop(request):
+            self._size -= 1
+        elif self._leave(request):
+            self._size -= 1
+            self._join(self._places.left_line(request))
+
+    def adopt(self, request: ScheduledRequest, entry: EngineEntry, now: float) -> None:
+        self._places.started(request, in_line=False)
+
+    def left(
+        self, request: ScheduledRequest, entry: EngineEntry, done: Done | None, now: float
+    ) -> None:
+        self._join(self._places.ended(request))
 
     def next_dispatch(self, now: float) -> tuple[ScheduledRequest, EngineEntry] | None:
         chosen: tuple[ScheduledRequest, EngineEntry] | None = None
@@ -101,7 +116,9 @@ class ArrivalOrderPolicy(SchedulingPolicy):
             elif chosen is None or head.seq < chosen[0].seq:
                 chosen = (head, entry)
         if chosen is not None:
-            self.remove(chosen[0])
+            self._leave(chosen[0])
+            self._size -= 1
+            self._places.started(chosen[0])
         return chosen
 
     def engine_changed(self, entry: EngineEntry) -> None:
@@ -111,11 +128,14 @@ class ArrivalOrderPolicy(SchedulingPolicy):
 
     def pending(self) -> Iterator[ScheduledRequest]:
         everything = [r for line in self._lines.values() for r in line.waiting.values()]
+        everything += self._places.held()
         return iter(sorted(everything, key=lambda request: request.seq))
 
     def waiting_for(self, model: str) -> list[ScheduledRequest]:
         line = self._lines.get(model)
-        return [] if line is None else sorted(line.waiting.values(), key=lambda r: r.seq)
+        waiting = list(line.waiting.values()) if line is not None else []
+        waiting += [request for request in self._places.held() if request.info.model == model]
+        return sorted(waiting, key=lambda request: request.seq)
 
     def __len__(self) -> int:
         return self._size
@@ -139,3 +159,22 @@ class ArrivalOrderPolicy(SchedulingPolicy):
                 }
             )
         return listed
+
+    def _join(self, request: ScheduledRequest | None) -> None:
+        if request is None:
+            return
+        model = request.info.model
+        line = self._lines.get(model)
+        if line is None:
+            line = self._lines[model] = _Line()
+        line.push(request)
+        self._touched[model] = None
+
+    def _leave(self, request: ScheduledRequest) -> bool:
+        line = self._lines.get(request.info.model)
+        if line is None or request.info.request_id not in line.waiting:
+            return False
+        line.remove(request)
+        if not line.waiting:
+            del self._lines[request.info.model]
+        return True

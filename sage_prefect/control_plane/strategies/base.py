@@ -39,6 +39,9 @@ class SchedulingPolicy(ABC):
     """
 
     name: ClassVar[str]
+    merges: ClassVar[bool] = False
+    """Whether inputs of several embedding calls may share one call of an engine. A plain load
+    balancer sends each call as it came."""
 
     def __init__(self, ledger: Ledger, rng: Random) -> None:
         self.ledger = ledger
@@ -88,6 +91,38 @@ class SchedulingPolicy(ABC):
         """The engines that the last dispatch was chosen from, each with its score (lower first)."""
         return []
 
+    # -- optional: what a policy that merges says of embedding and rerank calls ------------
+
+    def promise(self, request: ScheduledRequest, now: float) -> None:
+        """Set the band that is in force, the promises and by when the request should begin."""
+        request.band = request.info.band
+        request.due = math.inf if request.info.deadline is None else request.info.deadline
+
+    def age_limit_s(self, band: Band) -> float | None:
+        """After this wait a request of ``band`` moves up by one; None: never."""
+        return None
+
+    def allowed_wait_s(self, request: ScheduledRequest, now: float) -> float:
+        """A new request that would wait for longer is refused; infinity: it never is."""
+        return math.inf
+
+    def most_running(self, tenant: str) -> int | None:
+        """Calls of a tenant that may be placed at once, beside its LLM requests; None: any."""
+        return None
+
+    def debt_s(self, request: ScheduledRequest, queued_s: float) -> float:
+        """Engine-seconds, over weight, by which the request's tenant is ahead of its band once what
+        it has queued (``queued_s``) is served; 0: it is not."""
+        return 0.0
+
+    def charge(self, request: ScheduledRequest, seconds: float) -> None:
+        """The request's tenant has got so many engine-seconds; negative: gives them back."""
+        return None
+
+    def is_crowded(self, entry: EngineEntry, now: float) -> bool:
+        """Whether an engine has no time to spare for another one on its accelerator."""
+        return False
+
     # -- optional: what a policy may learn from -------------------------------------------
 
     def configure(self, bands: Mapping[Band, BandSpec], tenants: Mapping[str, TenantSpec]) -> None:
@@ -114,6 +149,10 @@ class SchedulingPolicy(ABC):
         self, request: ScheduledRequest, entry: EngineEntry, done: Done | None, now: float
     ) -> None:
         """The request has ended in its engine; ``done`` is None unless it was answered."""
+        return None
+
+    def refused(self, entry: EngineEntry, now: float) -> None:
+        """An engine had no room for a request, which has left it (:meth:`left` was called)."""
         return None
 
     def reported(self, entry: EngineEntry, gauges: EngineGauges, now: float) -> None:

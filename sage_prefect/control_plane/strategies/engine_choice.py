@@ -20,6 +20,9 @@ from sage_prefect.control_plane.hybrid_parameters import HybridParameters
 from sage_prefect.control_plane.prefix_index import PrefixIndex
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 
+BATCH_EVERY_S = 10.0
+"""A ready engine gets a batch request at least this often unless its latency requests are late: no
+gate, however wrong its model, starves batch work."""
 _DEFAULT_TPOT_S, _DEFAULT_TTFT_S = 0.1, 2.0
 
 Scored = tuple[EngineLoad, float, float]
@@ -115,7 +118,7 @@ class EngineChoice:
         entry = load.entry
         if entry.leaving or entry.state not in (EngineState.READY, EngineState.WARMING):
             return False
-        inside = len(entry.running)
+        inside = len(entry.running) + len(entry.batches)
         if inside >= entry.spec.max_concurrency or inside >= load.window.size:
             return False
         if load.waiting > self.parameters.waiting and load.pending > load.budget:
@@ -164,6 +167,11 @@ class EngineChoice:
         if load.batch_preferred and not load.latency:
             return True
         if not load.latency and now - self.latency_at > RECENT_LATENCY_S:
+            return True
+        if load.batch_at is None:
+            load.batch_at = now
+        is_ready = load.entry.state is EngineState.READY and not load.window.late
+        if is_ready and not load.batch and now - load.batch_at >= BATCH_EVERY_S:
             return True
         if load.batch >= load.window.batch or not load.model.known:
             return False

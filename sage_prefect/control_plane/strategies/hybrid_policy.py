@@ -32,7 +32,7 @@ from sage_prefect.control_plane.events import (
 from sage_prefect.control_plane.hybrid_parameters import DEFAULT_BANDS, ORDER_S, HybridParameters
 from sage_prefect.control_plane.ledger import EngineEntry, Ledger
 from sage_prefect.control_plane.prefix_index import PrefixIndex
-from sage_prefect.control_plane.queues import Accounts, BandQueue, ModelQueue
+from sage_prefect.control_plane.queues import LAG_S, Accounts, BandQueue, ModelQueue
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 from sage_prefect.control_plane.service_shares import ServiceShares
 from sage_prefect.control_plane.strategies.base import Refusal, SchedulingPolicy
@@ -44,12 +44,16 @@ _UNKNOWN_COST_S = 0.01
 _JUDGED_TOKENS = 8
 """A mean over fewer tokens says little of the whole answer's."""
 _EXPLAINED = 8
+_PROMOTED_AT_ONCE = 1024  # per tick: the others follow with the next one
+_SHARED, _SPARED = 0.5, 0.9
+"""A call on a shared accelerator takes about half of it; of a promise so much may be used then."""
 
 
 class HybridSchedulingPolicy(SchedulingPolicy):
     """The default policy; its parts can be switched off by ``parameters``."""
 
     name = "hybrid"
+    merges = True
     parameters: ClassVar[HybridParameters] = HybridParameters()
 
     def __init__(
@@ -174,6 +178,50 @@ class HybridSchedulingPolicy(SchedulingPolicy):
     def __len__(self) -> int:
         return self._size
 
+    # -- embedding and rerank calls, which executors queue and place ------------------------
+
+    def promise(self, request: ScheduledRequest, now: float) -> None:
+        request.band = request.info.band if self._parameters.bands else Band.INTERACTIVE
+        self._promise(request, now)
+
+    def age_limit_s(self, band: Band) -> float | None:
+        ages = self._parameters.bands and band > Band.CRITICAL
+        return self._bands[band].age_limit_s if ages else None
+
+    def allowed_wait_s(self, request: ScheduledRequest, now: float) -> float:
+        share = self._bands[request.band].reject_share
+        if not self._parameters.admission or share is None or request.ttft_slo_s == math.inf:
+            return math.inf
+        return share * (request.due - now)
+
+    def most_running(self, tenant: str) -> int | None:
+        spec = self._tenants.get(tenant)
+        return None if spec is None else spec.max_running
+
+    def debt_s(self, request: ScheduledRequest, queued_s: float) -> float:
+        if not self._parameters.fair:
+            return 0.0
+        accounts, tenant = self._accounts[request.band], self._tenants.get(request.info.tenant)
+        virtual = max(accounts.of(request.info.tenant).virtual, accounts.present - LAG_S)
+        return max(0.0, virtual + queued_s / (tenant.weight if tenant else 1.0) - accounts.present)
+
+    def charge(self, request: ScheduledRequest, seconds: float) -> None:
+        accounts = self._accounts[request.band]
+        account = accounts.of(self._flow(request))
+        if seconds > 0:
+            account.virtual = max(account.virtual, accounts.present - LAG_S)
+        self._charge(request, seconds)
+        if seconds > 0:
+            accounts.present = max(accounts.present, account.virtual)
+
+    def is_crowded(self, entry: EngineEntry, now: float) -> bool:
+        load = self._loads.get(entry.name)
+        if load is None or not load.latency or not load.model.known:
+            return False
+        promise = min(load.tightest_tpot(), self._pool(entry.spec.models[0]).choice.promise_s)
+        tpot = load.model.tpot_s(load.running, load.context, load.prefill_rate(now))
+        return tpot / (1.0 - _SHARED) > _SPARED * promise
+
     # -- engines --------------------------------------------------------------------------
 
     def engine_changed(self, entry: EngineEntry) -> None:
@@ -280,6 +328,11 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             self._unpark(request.info.tenant)
         self._touch(request)
 
+    def refused(self, entry: EngineEntry, now: float) -> None:
+        load = self._loads.get(entry.name)
+        if load is not None:
+            load.window.refused(load.running)
+
     def reported(self, entry: EngineEntry, gauges: EngineGauges, now: float) -> None:
         load = self._loads.get(entry.name)
         if load is not None and gauges.preemptions is not None:
@@ -289,9 +342,11 @@ class HybridSchedulingPolicy(SchedulingPolicy):
 
     def tick(self, now: float) -> None:
         self._now = now
-        while self._ages and self._ages[0][0] <= now:
+        for _ in range(_PROMOTED_AT_ONCE):
+            if not self._ages or self._ages[0][0] > now:
+                break
             at, _, request = heapq.heappop(self._ages)
-            # Of a request that was tried meanwhile an earlier wait is noted too.
+            # One that came back from an engine has an item of its earlier wait, too.
             if isinstance(request.waits_in, BandQueue) and request.ages_at == at:
                 request.ages_at = math.inf
                 self._promote(request, request.waits_in, now)

@@ -134,10 +134,19 @@ def test_one_class_as_published(rate: float, ttft50: float, ttft99: float, tpot9
     assert found["chat.tpot_s.p99"] == pytest.approx(tpot99, rel=0.15)
 
 
-@pytest.mark.parametrize("name", ["fifo", "least_outstanding", "hybrid"])
-def test_a_recorded_run_replays_to_the_same_decisions(name: str) -> None:
-    spec = read_scenario(known_scenarios()["beside-batch-bursts"]).model_copy(
-        update={"duration_s": 60.0, "warmup_s": 0.0}
+@pytest.mark.parametrize(
+    ("name", "scenario"),
+    [
+        ("fifo", "beside-batch-bursts"),
+        ("least_outstanding", "beside-batch-bursts"),
+        ("hybrid", "beside-batch-bursts"),
+        ("hybrid", "cpu-offload"),
+    ],
+)
+def test_a_recorded_run_replays_to_the_same_decisions(name: str, scenario: str) -> None:
+    duration_s = 60.0 if scenario == "beside-batch-bursts" else 10.0
+    spec = read_scenario(known_scenarios()[scenario]).model_copy(
+        update={"duration_s": duration_s, "warmup_s": 0.0}
     )
     log: list[tuple[Any, float, list[Any]]] = []
     simulation = assemble(
