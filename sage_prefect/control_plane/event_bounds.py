@@ -39,6 +39,7 @@ def bounded_request(info: RequestInfo) -> RequestInfo:
         and (ttft is None or 0 < ttft <= MAX_NUMBER)
         and (tpot is None or 0 < tpot <= MAX_NUMBER)
         and (info.deadline is None or -FAR <= info.deadline <= FAR)
+        and all(0 <= tokens <= MAX_TOKENS for tokens in info.inputs)
     ):
         return info
     deadline = info.deadline
@@ -52,6 +53,7 @@ def bounded_request(info: RequestInfo) -> RequestInfo:
         ttft_slo_s=ttft if ttft is not None and 0 < ttft <= MAX_NUMBER else None,
         tpot_slo_s=tpot if tpot is not None and 0 < tpot <= MAX_NUMBER else None,
         deadline=None if deadline is None else max(deadline, -FAR),
+        inputs=tuple(_bounded(tokens) or 0 for tokens in info.inputs),
     )
 
 
