@@ -1,0 +1,121 @@
+"""N mock engines on N ports of the loopback, and one control port, in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from sage_bench.mock_engine.connection import Connection, Service
+from sage_bench.mock_engine.control import ControlService
+from sage_bench.mock_engine.engine import MockEngine, MockSpec
+from sage_prefect.common.errors import BenchmarkError
+
+HOST = "127.0.0.1"
+_BACKLOG = 4096
+
+
+class MockServer:
+    """Starts with :meth:`start` or as an async context manager, ends with :meth:`close`.
+
+    Args:
+        spec: of every engine.
+        count: engines.
+        port: of the first engine, the others follow; 0: free ports.
+        control_port: 0: a free one.
+    """
+
+    def __init__(
+        self, spec: MockSpec, count: int = 1, *, port: int = 0, control_port: int = 0
+    ) -> None:
+        if count < 1:
+            raise BenchmarkError(f"{count} mock engines; at least 1.")
+        self._loop = asyncio.get_running_loop()
+        self.engines = [MockEngine(f"mock-{number}", spec) for number in range(count)]
+        self.ports = [port + number if port else 0 for number in range(count)]
+        self.control_port = control_port
+        self._listening: list[asyncio.Server | None] = [None] * count
+        self._control = ControlService(self.engines, self.crash)
+        self._control_server: asyncio.Server | None = None
+        self._revivals: set[asyncio.Task[None]] = set()
+        self.failure: asyncio.Future[None] = self._loop.create_future()
+        """Gets an exception when an engine cannot come back after a crash."""
+
+    async def __aenter__(self) -> MockServer:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            BenchmarkError: a port cannot be had.
+        """
+        try:
+            for number, engine in enumerate(self.engines):
+                server = await self._listen(engine, self.ports[number])
+                self._listening[number] = server
+                self.ports[number] = server.sockets[0].getsockname()[1]
+            self._control_server = await self._listen(self._control, self.control_port)
+            self.control_port = self._control_server.sockets[0].getsockname()[1]
+        except BaseException:
+            await self.close()
+            raise
+
+    def describe(self) -> dict[str, Any]:
+        """What clients need to know."""
+        return {
+            "engines": [
+                {"name": engine.name, "url": f"http://{HOST}:{port}/v1", "port": port}
+                for engine, port in zip(self.engines, self.ports, strict=True)
+            ],
+            "control": f"http://{HOST}:{self.control_port}",
+        }
+
+    def crash(self, number: int, down_s: float, cold_s: float) -> None:
+        """An engine dies now: what it does is lost, nobody listens for ``down_s``, then it loads
+        its model for ``cold_s``."""
+        server, self._listening[number] = self._listening[number], None
+        if server is not None:
+            server.close()
+            revival = self._loop.create_task(self._revive(number, down_s, cold_s))
+            self._revivals.add(revival)
+            revival.add_done_callback(self._revivals.discard)
+        self.engines[number].crash()
+
+    async def close(self) -> None:
+        """End everything."""
+        for revival in list(self._revivals):
+            revival.cancel()
+        await asyncio.gather(*self._revivals, return_exceptions=True)
+        for server in (*self._listening, self._control_server):
+            if server is not None:
+                server.close()
+        for engine in self.engines:
+            await engine.close()
+        for connection in list(self._control.connections):
+            connection.close()
+        self.failure.cancel()
+
+    async def _revive(self, number: int, down_s: float, cold_s: float) -> None:
+        await asyncio.sleep(down_s)
+        engine = self.engines[number]
+        engine.cold(cold_s)
+        try:
+            self._listening[number] = await self._listen(engine, self.ports[number])
+        except BenchmarkError as error:
+            if not self.failure.done():
+                self.failure.set_exception(error)
+
+    async def _listen(self, service: Service, port: int) -> asyncio.Server:
+        try:
+            return await self._loop.create_server(
+                lambda: Connection(service), HOST, port, backlog=_BACKLOG
+            )
+        except OSError as error:
+            raise BenchmarkError(
+                f"port {port} of {HOST} cannot be had: {error.strerror or error}.",
+                hint="Choose another, or 0 for a free one.",
+            ) from error
