@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import struct
 import time
 import zlib
 from typing import Any
@@ -10,25 +12,18 @@ import orjson
 
 from sage_bench.mock_engine.api import Job
 
-_WORDS = tuple(
-    " ".join(("", word)).encode()
-    for word in [
-        "the",
-        "cat",
-        "sat",
-        "on",
-        "a",
-        "mat",
-        "and",
-        "saw",
-        "how",
-        "far",
-        "one",
-        "can",
-        "see",
-        "from",
-        "it",
-    ]
+_WORDS = (
+    b" the",
+    b" cat",
+    b" sat",
+    b" on",
+    b" a",
+    b" mat",
+    b" and",
+    b" saw",
+    b" how",
+    b" far",
+    b" it",
 )
 DONE = b"data: [DONE]\n\n"
 
@@ -76,10 +71,11 @@ class Answer:
     def token_events(self, first: int, last: int) -> bytes:
         """Events of tokens ``first`` to ``last - 1`` of the answer; its last token's event says
         why the answer ends."""
-        events = b"".join(
-            b"%b%b%b" % (self._before, self._word(number), self._after)
-            for number in range(first, last)
-        )
+        if last - first == 1:  # nearly always
+            events = self._before + self._word(first) + self._after
+        else:
+            events = b"".join(self.token_events(n, n + 1) for n in range(first, last - 1))
+            return events + self.token_events(last - 1, last)
         if last < self.job.output:
             return events
         reason = b'"finish_reason":"%b"}]}\n\n' % self.job.finish_reason.encode()
@@ -119,24 +115,19 @@ class Answer:
 
 
 def embeddings(job: Job, answer_id: str, dimensions: int) -> bytes:
-    """Unit vectors that depend on nothing but an input's place and length."""
+    """Unit vectors that depend on nothing but an input's length."""
     data = [
-        {"object": "embedding", "index": index, "embedding": _vector(tokens, dimensions)}
+        {"object": "embedding", "index": index, "embedding": _vector(tokens, dimensions, job)}
         for index, tokens in enumerate(job.inputs)
     ]
     usage = {"prompt_tokens": job.prompt, "total_tokens": job.prompt}
-    return orjson.dumps(
-        {
-            "id": f"embd-{answer_id}",
-            "object": "list",
-            "model": job.model,
-            "data": data,
-            "usage": usage,
-        }
-    )
+    content = {"id": f"embd-{answer_id}", "object": "list", "model": job.model}
+    return orjson.dumps({**content, "data": data, "usage": usage})
 
 
-def _vector(tokens: int, dimensions: int) -> list[float]:
+def _vector(tokens: int, dimensions: int, job: Job) -> list[float] | str:
     vector = [0.0] * dimensions
     vector[tokens % dimensions] = 1.0
+    if job.base64:
+        return base64.b64encode(struct.pack(f"<{dimensions}f", *vector)).decode()
     return vector

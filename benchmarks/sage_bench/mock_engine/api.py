@@ -20,6 +20,11 @@ KINDS: dict[bytes, Kind] = {
 }
 
 
+OUTPUT_FIELD = "mock_output_tokens"
+"""Body field of our own: the length that the answer turns out to have. Unlike ``max_tokens`` no
+gateway can read it, so that a live run knows as little as a simulated one."""
+
+
 class Refusal(Exception):  # noqa: N818 - an answer
     """The request is answered with an error."""
 
@@ -65,6 +70,8 @@ class Job:
     """A hash per full block of the prompt, each covering all before it."""
     inputs: tuple[int, ...] = ()
     """Tokens of each text to embed."""
+    base64: bool = False
+    """Vectors as base64 of little-endian float32."""
 
 
 def read_job(kind: Kind, body: bytes, priority: bytes | None, limits: Limits, block: int) -> Job:
@@ -89,7 +96,11 @@ def read_job(kind: Kind, body: bytes, priority: bytes | None, limits: Limits, bl
     level = _priority(content, priority, limits)
     if kind == "embedding":
         inputs = _inputs(content.get("input"), limits)
-        return Job(kind, model, sum(inputs), 0, "", False, False, level, (), inputs)
+        encoding = content.get("encoding_format", "float")
+        if encoding not in ("float", "base64"):
+            raise Refusal(400, f"encoding_format {encoding!r} must be float or base64.")
+        encoded = encoding == "base64"
+        return Job(kind, model, sum(inputs), 0, "", False, False, level, (), inputs, encoded)
     if content.get("n", 1) != 1:
         raise Refusal(400, f"n={content['n']!r}: this engine gives one choice.")
     words = _prompt(kind, content)
@@ -117,22 +128,35 @@ def _priority(content: dict[str, Any], header: bytes | None, limits: Limits) -> 
 def _prompt(kind: Kind, content: dict[str, Any]) -> list[str]:
     if kind == "completion":
         prompt = content.get("prompt")
-        if not isinstance(prompt, str):
-            raise Refusal(400, "prompt must be a string.")
-        words = prompt.split()
+        if isinstance(prompt, str):
+            words = prompt.split()
+        elif isinstance(prompt, list) and _are_token_ids(prompt):
+            words = [str(token) for token in prompt]
+        else:
+            raise Refusal(400, "prompt must be a string or a list of token ids.")
     else:
         messages = content.get("messages")
         if not isinstance(messages, list) or not messages:
             raise Refusal(400, "messages must be a list with at least one message.")
-        words = []
-        for message in messages:
-            text = message.get("content") if isinstance(message, dict) else None
-            if not isinstance(text, str):
-                raise Refusal(400, "each message needs a string as content.")
-            words += text.split()
+        words = [word for message in messages for word in _text(message).split()]
     if not words:
         raise Refusal(400, "the prompt is empty.")
     return words
+
+
+def _text(message: Any) -> str:
+    text = message.get("content") if isinstance(message, dict) else None
+    if isinstance(text, list) and all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in text
+    ):
+        return " ".join(part["text"] for part in text)
+    if not isinstance(text, str):
+        raise Refusal(400, "each message needs a string, or parts with text, as content.")
+    return text
+
+
+def _are_token_ids(values: list[Any]) -> bool:
+    return bool(values) and all(type(token) is int for token in values)
 
 
 def _output(content: dict[str, Any], words: list[str], limits: Limits) -> tuple[int, str]:
@@ -148,6 +172,11 @@ def _output(content: dict[str, Any], words: list[str], limits: Limits) -> tuple[
             f"has {len(words)} and max_tokens is {wanted}.",
         )
     most = wanted if wanted is not None else room
+    planned = content.get(OUTPUT_FIELD)
+    if planned is not None:
+        if type(planned) is not int or planned < 1:
+            raise Refusal(400, f"{OUTPUT_FIELD} must be at least 1, got {planned!r}.")
+        return (planned, "stop") if planned <= most else (most, "length")
     if content.get("ignore_eos") is True:
         return most, "length"
     # Equal prompts get equal answers: a length that depends on nothing but the text.
@@ -158,12 +187,19 @@ def _output(content: dict[str, Any], words: list[str], limits: Limits) -> tuple[
 
 def _inputs(given: Any, limits: Limits) -> tuple[int, ...]:
     texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
-        raise Refusal(400, "input must be a string or a list of strings.")
-    lengths = tuple(max(1, len(text.split())) for text in texts)
+    if not isinstance(texts, list) or not texts:
+        raise Refusal(400, "input must be a text, or a list of texts or of lists of token ids.")
+    lengths = []
+    for text in [texts] if _are_token_ids(texts) else texts:
+        if isinstance(text, str):
+            lengths.append(max(1, len(text.split())))
+        elif isinstance(text, list) and _are_token_ids(text):
+            lengths.append(len(text))
+        else:
+            raise Refusal(400, f"input {len(lengths)} is neither a text nor a list of token ids.")
     if max(lengths) > limits.max_model_len:
         raise Refusal(400, f"an input of {max(lengths)} tokens is above {limits.max_model_len}.")
-    return lengths
+    return tuple(lengths)
 
 
 def _chain(words: list[str], block: int) -> tuple[int, ...]:

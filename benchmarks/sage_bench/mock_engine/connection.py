@@ -195,6 +195,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._responder: Responder | None = None
+        self._muted = False
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._pieces: list[bytes] = []
@@ -202,12 +203,14 @@ class Connection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send bytes."""
+        if self._muted:
+            return
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     def close(self) -> None:
         """Close after what is written has left."""
-        if self._transport is not None:
+        if self._transport is not None and not self._muted:
             self._transport.close()
 
     def abort(self) -> None:
@@ -215,6 +218,12 @@ class Connection(asyncio.Protocol):
         socket takes it at once."""
         if self._transport is not None:
             self._transport.abort()
+
+    def mute(self) -> None:
+        """From now on nothing is read and nothing leaves, and the peer is told nothing of it."""
+        if self._transport is not None and not self._muted:
+            self._muted = True
+            self._transport.pause_reading()
 
     def answered(self, responder: Responder, *, keep_alive: bool) -> None:
         """An answer is complete."""

@@ -1,33 +1,30 @@
 """The control port of mock engines: what there is, what to break, and what became of requests.
 
-===========================================  ====================================================
-``GET /engines``                             state of all engines
-``GET /engines/N/requests``                  the books of engine N
-``POST /engines/N/faults``                   a :class:`~sage_bench.mock_engine.faults.Fault`
-``DELETE /engines/N/faults``                 forget those that wait
-``POST /engines/N/slow`` ``{"factor": 2}``   all takes twice as long; 1: as usual
-``POST /engines/N/stall`` ``{"seconds": 5}`` nothing moves for so long
-``POST /engines/N/cold`` ``{"seconds": 5}``  503 for so long
-``POST /engines/N/crash`` ``{"down_s": 1, "cold_s": 5}``  dies; listens again, cold, after down_s
-===========================================  ====================================================
+==============================  =================================================================
+``GET /engines``                state of all engines
+``GET /engines/N/requests``     the books of engine N
+``POST /engines/N/faults``      order a fault: ``{"kind": "crash", "seconds": 2, "at_s": 5}``
+``POST /faults``                the same for all engines, or that of its key ``engine``
+``DELETE /engines/N/faults``    forget faults of answers that wait
+==============================  =================================================================
+
+Kinds: :class:`sage_bench.mock_engine.faults.Fault`, :class:`sage_bench.mock_engine.outages.Outage`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import orjson
 
-from sage_bench.mock_engine.api import Refusal
 from sage_bench.mock_engine.connection import Connection, Request, Responder
-from sage_bench.mock_engine.engine import MockEngine, checked_seconds
-from sage_bench.mock_engine.faults import Fault
-from sage_prefect.common.errors import BenchmarkError, SageError, UnknownNameError
+from sage_bench.mock_engine.engine import MockEngine
+from sage_bench.mock_engine.outages import FaultOrder
+from sage_prefect.common.errors import BenchmarkError, SageError
 
-Crash = Callable[[int, float, float], None]
-_COMMANDS = ("cold", "crash", "faults", "requests", "slow", "stall")
+_HINT = "GET /engines, GET /engines/N/requests, POST or DELETE /engines/N/faults, POST /faults."
 
 
 class ControlService:
@@ -35,11 +32,11 @@ class ControlService:
 
     Args:
         engines: by number.
-        crash: ``(number, down_s, cold_s)``: ends an engine's listening for a while.
+        order: lets a fault happen.
     """
 
-    def __init__(self, engines: Sequence[MockEngine], crash: Crash) -> None:
-        self._engines, self._crash = engines, crash
+    def __init__(self, engines: Sequence[MockEngine], order: Callable[[FaultOrder], None]) -> None:
+        self._engines, self._order = engines, order
         self.connections: set[Connection] = set()
 
     def connected(self, connection: Connection) -> None:
@@ -51,47 +48,34 @@ class ControlService:
     def serve(self, request: Request, responder: Responder) -> None:
         try:
             answer = self._carry_out(request)
-        except (SageError, Refusal) as error:
-            responder.whole(400, orjson.dumps({"error": str(error)}))
+        except SageError as error:
+            said = error.message if error.hint is None else f"{error.message} {error.hint}"
+            responder.whole(400, orjson.dumps({"error": said}))
             return
         responder.whole(200, orjson.dumps(answer))
 
     def _carry_out(self, request: Request) -> Any:
-        parts = request.path.decode("latin-1").strip("/").split("/")
-        if parts[0] != "engines" or len(parts) not in (1, 3):
-            raise BenchmarkError(
-                f"no route {request.path.decode('latin-1')!r}.",
-                hint="GET /engines, or /engines/N/ with one of: " + ", ".join(_COMMANDS) + ".",
-            )
-        if len(parts) == 1:
-            return [engine.state() for engine in self._engines]
-        number, engine = self._engine(parts[1])
-        command, method = parts[2], request.method
-        if command not in _COMMANDS:
-            raise UnknownNameError("command for an engine", command, _COMMANDS)
-        if command == "requests":
-            return [asdict(record) for record in engine.books.records]
-        if command == "faults" and method == b"DELETE":
-            engine.faults.clear()
-        elif method != b"POST":
-            raise BenchmarkError(f"{command} must be posted, not {method.decode('latin-1')}.")
-        else:
-            self._order(number, engine, command, _parsed(request.body))
-        return engine.state()
+        method, path = request.method.decode("latin-1"), request.path.decode("latin-1")
+        match method, path.strip("/").split("/"):
+            case "GET", ["engines"]:
+                return self._states()
+            case "GET", ["engines", number, "requests"]:
+                return [asdict(record) for record in self._engine(number)[1].books.records]
+            case "DELETE", ["engines", number, "faults"]:
+                engine = self._engine(number)[1]
+                engine.faults.clear()
+                return engine.state()
+            case "POST", ["engines", text, "faults"]:
+                place, engine = self._engine(text)
+                self._order(replace(FaultOrder.from_json(_parsed(request.body)), engine=place))
+                return engine.state()
+            case "POST", ["faults"]:
+                self._order(FaultOrder.from_json(_parsed(request.body)))
+                return self._states()
+        raise BenchmarkError(f"no route {method} {path!r}.", hint=_HINT)
 
-    def _order(self, number: int, engine: MockEngine, command: str, content: Any) -> None:
-        if command == "faults":
-            engine.faults.add(Fault.from_json(content))
-        elif command == "slow":
-            engine.slow(_value(content, "factor"))
-        elif command == "stall":
-            engine.stall(_value(content, "seconds"))
-        elif command == "cold":
-            engine.cold(_value(content, "seconds"))
-        else:
-            down_s = checked_seconds("crash", _value(content, "down_s", 0.0))
-            cold_s = checked_seconds("crash", _value(content, "cold_s", 0.0))
-            self._crash(number, down_s, cold_s)
+    def _states(self) -> list[dict[str, Any]]:
+        return [engine.state() for engine in self._engines]
 
     def _engine(self, text: str) -> tuple[int, MockEngine]:
         number = int(text) if text.isascii() and text.isdigit() else -1
@@ -107,10 +91,3 @@ def _parsed(body: bytes) -> Any:
         return orjson.loads(body or b"{}")
     except orjson.JSONDecodeError as error:
         raise BenchmarkError(f"the body is not JSON: {error}.") from None
-
-
-def _value(content: Any, key: str, default: float | None = None) -> float:
-    found = content.get(key, default) if isinstance(content, dict) else None
-    if isinstance(found, bool) or not isinstance(found, (int, float)):
-        raise BenchmarkError(f"the body needs a number {key!r}, not {found!r}.")
-    return float(found)

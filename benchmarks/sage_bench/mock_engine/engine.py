@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
-from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from sage_bench.mock_engine.answers import Answer, embeddings
-from sage_bench.mock_engine.api import KINDS, Job, Limits, Refusal, read_job
+from sage_bench.mock_engine.api import KINDS, Job, Kind, Limits, Refusal, read_job
+from sage_bench.mock_engine.books import Books
 from sage_bench.mock_engine.connection import Connection, Request, Responder
 from sage_bench.mock_engine.engine_metrics import EngineMetrics
 from sage_bench.mock_engine.faults import FaultPlan
 from sage_bench.mock_engine.generation import Generation
+from sage_bench.mock_engine.outages import Outage
 from sage_bench.mock_engine.pooling import PoolingClock
+from sage_bench.mock_engine.virtual_time import EngineTime
 from sage_bench.mock_engine.wall_clock import WallClockEngine
 from sage_bench.simulation.embedding_engine import (
     EmbeddingCall,
@@ -26,122 +28,88 @@ from sage_bench.simulation.embedding_engine import (
 )
 from sage_bench.simulation.llm_engine import LlmEngine
 from sage_bench.simulation.llm_engine_spec import LlmEngineSpec
-from sage_bench.simulation.sequence import Sequence
-from sage_prefect.common.errors import BenchmarkError
-
-_KEPT_RECORDS = 1_000_000
+from sage_bench.simulation.sequence import Phase, Sequence
 
 
 @dataclass(frozen=True, slots=True)
 class MockSpec:
-    """What an engine is."""
+    """What an engine is.
+
+    ``max_queued_requests`` and ``max_queued_tokens`` are vLLM's admission limits: a request that
+    comes when so many (so many prompt tokens) wait is answered with 503.
+    """
 
     llm: LlmEngineSpec
     embedding: EmbeddingEngineSpec
     limits: Limits
+    max_queued_requests: int | None = None
+    max_queued_tokens: int | None = None
     seed: int = 0
     """Of the faults' chance."""
-
-
-@dataclass(slots=True)
-class ServedRequest:
-    """One line of an engine's books."""
-
-    request_id: str
-    kind: str
-    priority: int
-    prompt_tokens: int
-    output_tokens: int
-    outcome: str = "running"
-    """``done``, ``aborted`` (its client went), ``lost`` (crash), ``refused``, ``fault`` or
-    ``running``."""
-    generated: int = 0
-
-
-@dataclass(slots=True)
-class Books:
-    """What became of each request that came."""
-
-    records: deque[ServedRequest] = field(default_factory=lambda: deque(maxlen=_KEPT_RECORDS))
-
-    def open(self, request_id: str, kind: str, job: Job | None = None) -> ServedRequest:
-        """A new line."""
-        record = ServedRequest(request_id, kind, 0, 0, 0)
-        if job is not None:
-            record.priority = job.priority
-            record.prompt_tokens, record.output_tokens = job.prompt, job.output
-        self.records.append(record)
-        return record
-
-    def outcomes(self) -> dict[str, int]:
-        """Lines by outcome."""
-        return dict(Counter(record.outcome for record in self.records))
 
 
 class MockEngine:
     """Serves vLLM's routes. Belongs to one event loop.
 
+    Its LLM and its embedding side do not slow each other.
+
     Args:
         name: for the control port.
         spec: what it is.
+        time_: engine time.
     """
 
-    def __init__(self, name: str, spec: MockSpec) -> None:
-        self.name, self.spec = name, spec
+    def __init__(self, name: str, spec: MockSpec, time_: EngineTime) -> None:
+        self.name, self.spec, self.time = name, spec, time_
         self.faults = FaultPlan(spec.seed)
         self.books = Books()
         self.llm = LlmEngine(spec.llm)
-        self.clock = WallClockEngine(self.llm, time.monotonic)
         self.embedding = EmbeddingEngine(spec.embedding)
-        self.pooling = PoolingClock(self.embedding, time.monotonic)
         self.metrics = EngineMetrics(spec.limits.models[0], self.llm, self.embedding)
+        self.clock = WallClockEngine(self.llm, time_, self.metrics)
+        self.pooling = PoolingClock(self.embedding, time_)
         self._connections: set[Connection] = set()
-        self._cold_until = 0.0
+        self._mute = False
+        self._cold_until = self._refuse_until = 0.0
         self._no_one_left: asyncio.Future[None] | None = None
 
     # -- what befalls the whole engine ----------------------------------------------------
 
-    def slow(self, factor: float) -> None:
-        """All takes ``factor`` times as long from now on.
+    def suffer(self, outage: Outage, later: Callable[[float, Callable[[], None]], None]) -> None:
+        """An outage begins. Those that end somebody's listening are the server's: of ``crash``
+        this does what happens inside.
 
-        Raises:
-            BenchmarkError: not a number above 0.
+        Args:
+            later: calls after so many engine seconds.
         """
-        if not 0 < factor < 1e6:
-            raise BenchmarkError(f"slow-down factor {factor} is not in (0, 1e6).")
-        self.clock.slow(factor)
-        self.pooling.slow(factor)
-
-    def stall(self, seconds: float) -> None:
-        """It hangs for so long, connections stay open.
-
-        Raises:
-            BenchmarkError: not a time of at most a day.
-        """
-        self.clock.stall(checked_seconds("stall", seconds))
-        self.pooling.stall(seconds)
-
-    def cold(self, seconds: float) -> None:
-        """It is loading its model: 503 for so long, ``/health`` included.
-
-        Raises:
-            BenchmarkError: not a time of at most a day.
-        """
-        self._cold_until = time.monotonic() + checked_seconds("cold", seconds)
-
-    def crash(self) -> None:
-        """Its process dies: all inside is lost, all connections are reset."""
-        self.clock.crash()
-        self.pooling.crash()
-        for connection in list(self._connections):
-            connection.abort()
+        kind, seconds, now = outage.kind, outage.seconds, self.time.now()
+        if kind == "slow":
+            self._slow(outage.factor)
+            if seconds:
+                later(seconds, lambda: self._slow(1.0))
+        elif kind == "stall":
+            self.clock.stall(seconds)
+            self.pooling.stall(seconds)
+        elif kind == "refuse":
+            self._refuse_until = now + seconds
+        elif kind == "cold":
+            self._cold_until = now + seconds
+        elif kind == "half_open":
+            self._lose_all()
+            self._mute = True
+            for connection in self._connections:
+                connection.mute()
+            later(seconds, lambda: self._end_half_open(outage.cold_s))
+        else:
+            self._lose_all()
+            self._reset_connections()
+            self._cold_until = now + seconds + outage.cold_s
 
     async def close(self) -> None:
         """Close all connections and stop."""
         self.clock.close()
         self.pooling.close()
-        for connection in list(self._connections):
-            connection.abort()
+        self._reset_connections()
         if self._connections:
             self._no_one_left = asyncio.get_running_loop().create_future()
             await self._no_one_left
@@ -161,10 +129,29 @@ class MockEngine:
             "faults": len(self.faults.waiting()),
         }
 
+    def _slow(self, factor: float) -> None:
+        self.clock.slow(factor)
+        self.pooling.slow(factor)
+
+    def _lose_all(self) -> None:
+        self.clock.crash()
+        self.pooling.crash()
+
+    def _reset_connections(self) -> None:
+        for connection in list(self._connections):
+            connection.abort()
+
+    def _end_half_open(self, cold_s: float) -> None:
+        self._mute = False
+        self._reset_connections()
+        self._cold_until = self.time.now() + cold_s
+
     # -- Service --------------------------------------------------------------------------
 
     def connected(self, connection: Connection) -> None:
         self._connections.add(connection)
+        if self._mute:
+            connection.mute()
 
     def disconnected(self, connection: Connection) -> None:
         self._connections.discard(connection)
@@ -172,7 +159,8 @@ class MockEngine:
             self._no_one_left.set_result(None)
 
     def serve(self, request: Request, responder: Responder) -> None:
-        if time.monotonic() < self._cold_until:
+        now = self.time.now()
+        if now < self._cold_until:
             responder.whole(503, Refusal(503, "the model is loading", code="loading").body())
             return
         kind = KINDS.get(request.path)
@@ -180,6 +168,8 @@ class MockEngine:
             if kind is not None:
                 if request.method != b"POST":
                     raise Refusal(405, "Method Not Allowed")
+                if now < self._refuse_until:
+                    raise Refusal(503, "as ordered", code="ServiceUnavailableError")
                 self._infer(kind, request, responder)
             else:
                 self._inform(request, responder)
@@ -209,7 +199,7 @@ class MockEngine:
         else:
             raise Refusal(404, "Not Found")
 
-    def _infer(self, kind: Any, request: Request, responder: Responder) -> None:
+    def _infer(self, kind: Kind, request: Request, responder: Responder) -> None:
         headers = request.headers
         request_id = headers.get(b"x-request-id", b"").decode("latin-1") or secrets.token_hex(8)
         fault = self.faults.take()
@@ -240,7 +230,6 @@ class MockEngine:
 
     def _embed(self, job: Job, request_id: str, responder: Responder) -> None:
         record = self.books.open(request_id, job.kind, job)
-
         call = EmbeddingCall(request_id, job.inputs)
 
         def ended(served: bool) -> None:
@@ -248,29 +237,31 @@ class MockEngine:
                 record.outcome = "lost"
                 return
             record.outcome = "done" if responder.fault is None else "fault"
-            self.metrics.prompt_tokens.inc(job.prompt)
-            self.metrics.finished("stop")
+            self.metrics.prompt_tokens += job.prompt
+            self.metrics.finished["stop"] += 1
             responder.whole(200, embeddings(job, request_id, self.spec.limits.dimensions))
 
         def gone() -> None:
             self.pooling.abort(call)
             if record.outcome == "running":
                 record.outcome = "aborted" if responder.fault is None else "fault"
-                self.metrics.finished("abort")
+                self.metrics.finished["abort"] += 1
 
         responder.on_gone = gone
         self.pooling.submit(call, ended)
 
     def _generate(self, job: Job, request_id: str, responder: Responder) -> None:
         sequence = Sequence(request_id, job.prompt, job.output, job.priority, job.chain)
-        if job.prompt + job.output > self.spec.llm.profile.kv_tokens:
+        kv_tokens = self.spec.llm.profile.kv_tokens
+        if job.prompt + job.output > kv_tokens:
             raise Refusal(
-                400,
-                f"{job.prompt} + {job.output} tokens do not fit in the KV cache of "
-                f"{self.spec.llm.profile.kv_tokens}.",
+                400, f"{job.prompt} + {job.output} tokens do not fit in {kv_tokens} of KV cache."
             )
+        self._admit(job)
         record = self.books.open(request_id, job.kind, job)
-        generation = Generation(Answer(job, request_id), sequence, responder, record, self.metrics)
+        generation = Generation(
+            Answer(job, request_id), sequence, responder, record, self.metrics, self.time.now()
+        )
 
         def gone() -> None:
             self.clock.abort(sequence)
@@ -279,9 +270,15 @@ class MockEngine:
         responder.on_gone = gone
         self.clock.submit(sequence, generation)
 
-
-def checked_seconds(what: str, seconds: float) -> float:
-    """``seconds`` if it is a time of at most a day. Raises BenchmarkError."""
-    if not (isinstance(seconds, (int, float)) and 0 <= seconds <= 86_400):
-        raise BenchmarkError(f"{what}: {seconds!r} seconds is not in [0, 86400].")
-    return float(seconds)
+    def _admit(self, job: Job) -> None:
+        spec, waiting = self.spec, self.llm.waiting
+        reason = None
+        if spec.max_queued_requests is not None and waiting >= spec.max_queued_requests:
+            reason = "max_num_queued_reqs"
+        elif spec.max_queued_tokens is not None and waiting:
+            line = (s.prompt for s in self.llm.sequences() if s.phase is Phase.WAITING)
+            if sum(line) + job.prompt > spec.max_queued_tokens:
+                reason = "max_num_queued_tokens"
+        if reason is not None:
+            self.metrics.admission_rejections[reason] += 1
+            raise Refusal(503, f"{reason} reached.", code="ServiceUnavailableError")

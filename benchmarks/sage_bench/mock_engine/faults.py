@@ -1,14 +1,14 @@
-"""Faults of single answers, ordered through the control port. Pure.
+"""Faults of single answers. Pure.
 
-What befalls the whole engine (crash, slow-down, stall, cold start) is in
-:mod:`sage_bench.mock_engine.engine`.
+What befalls a whole engine (crash, slow-down, stall, cold start...) is in
+:mod:`sage_bench.mock_engine.outages`.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from sage_prefect.common.errors import BenchmarkError, UnknownNameError
 
@@ -65,22 +65,6 @@ class Fault:
             )
         if self.count is not None and self.count < 1:
             raise BenchmarkError(f"fault {self.kind}: count {self.count} is below 1.")
-
-    @classmethod
-    def from_json(cls, content: Any) -> Fault:
-        """A fault from plain values.
-
-        Raises:
-            BenchmarkError: no object, an unknown key, or a wrong value.
-            UnknownNameError: no such kind.
-        """
-        known = [field.name for field in fields(cls)]
-        if not isinstance(content, dict) or "kind" not in content:
-            raise BenchmarkError("a fault must be a JSON object with a kind.")
-        for key in content:
-            if key not in known:
-                raise UnknownNameError("key of a fault", str(key), known)
-        return cls(**content)
 
 
 class FaultPlan:

@@ -1,11 +1,11 @@
-"""The simulator's embedding engine under the wall clock."""
+"""The simulator's embedding engine in real time."""
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
 
+from sage_bench.mock_engine.virtual_time import Alarm, EngineTime
 from sage_bench.simulation.embedding_engine import EmbeddingCall, EmbeddingEngine
 
 
@@ -14,14 +14,14 @@ class PoolingClock:
 
     Args:
         engine: the model; its times are absolute, so a late timer delays only answers.
-        clock: monotonic seconds.
+        time_: engine time.
     """
 
-    def __init__(self, engine: EmbeddingEngine, clock: Callable[[], float]) -> None:
+    def __init__(self, engine: EmbeddingEngine, time_: EngineTime) -> None:
         self.engine = engine
-        self._clock = clock
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._time = time_
+        self._now = 0.0
+        self._alarm = Alarm(time_, self._wake)
         self._waiters: dict[EmbeddingCall, Callable[[bool], None]] = {}
 
     @property
@@ -34,7 +34,7 @@ class PoolingClock:
         now = self._catch_up()
         self._waiters[call] = ended
         self.engine.submit(call, now)
-        self._arm(now)
+        self._arm()
 
     def abort(self, call: EmbeddingCall) -> None:
         """Its client has gone: it is skipped in the line; in work it ends unheard."""
@@ -45,43 +45,39 @@ class PoolingClock:
         """Batches that start from now on take ``factor`` times as long; 1: as usual."""
         self._catch_up()
         self.engine.stretch = factor
-        self._arm(self._clock())
+        self._arm()
 
     def stall(self, seconds: float) -> None:
         """No batch starts for so long."""
-        now = self._catch_up()
-        self.engine.hold(now + seconds)
-        self._arm(now)
+        self.engine.hold(self._catch_up() + seconds)
+        self._arm()
 
     def crash(self) -> None:
         """Lose everything."""
         self.engine.crash()
         lost = list(self._waiters.values())
         self._waiters.clear()
-        self._arm(self._clock())
+        self._alarm.set(math.inf)
         for ended in lost:
             ended(False)
 
     def close(self) -> None:
         """Wake no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._alarm.set(math.inf)
 
-    def _wake(self) -> None:
-        self._timer = None
-        self._arm(self._catch_up())
+    # -- inside ---------------------------------------------------------------------------
 
-    def _catch_up(self) -> float:
-        now = self._clock()
+    def _wake(self, now: float) -> None:
+        self._catch_up(now)
+        self._arm()
+
+    def _catch_up(self, now: float | None = None) -> float:
+        now = self._now = max(self._now, self._time.now() if now is None else now)
         for answer in self.engine.advance(now):
             ended = self._waiters.pop(answer.call, None)
             if ended is not None:
                 ended(True)
         return now
 
-    def _arm(self, now: float) -> None:
-        self.close()
-        if self.engine.next_at < math.inf:
-            wait_s = max(0.0, self.engine.next_at - now)
-            self._timer = self._loop.call_later(wait_s, self._wake)
+    def _arm(self) -> None:
+        self._alarm.set(self.engine.next_at)

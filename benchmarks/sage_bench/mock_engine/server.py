@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import Any
 
 from sage_bench.mock_engine.connection import Connection, Service
 from sage_bench.mock_engine.control import ControlService
 from sage_bench.mock_engine.engine import MockEngine, MockSpec
+from sage_bench.mock_engine.faults import Fault
+from sage_bench.mock_engine.outages import AnyFault, FaultOrder
+from sage_bench.mock_engine.virtual_time import Clock, EngineTime
 from sage_prefect.common.errors import BenchmarkError
 
 HOST = "127.0.0.1"
@@ -22,20 +27,34 @@ class MockServer:
         count: engines.
         port: of the first engine, the others follow; 0: free ports.
         control_port: 0: a free one.
+        time_scale: engine seconds per second.
+        clock: monotonic seconds.
+
+    Raises:
+        BenchmarkError: no engines, or a time scale that makes no sense.
     """
 
     def __init__(
-        self, spec: MockSpec, count: int = 1, *, port: int = 0, control_port: int = 0
+        self,
+        spec: MockSpec,
+        count: int = 1,
+        *,
+        port: int = 0,
+        control_port: int = 0,
+        time_scale: float = 1.0,
+        clock: Clock = time.monotonic,
     ) -> None:
         if count < 1:
             raise BenchmarkError(f"{count} mock engines; at least 1.")
         self._loop = asyncio.get_running_loop()
-        self.engines = [MockEngine(f"mock-{number}", spec) for number in range(count)]
+        self.time = EngineTime(time_scale, clock)
+        self.engines = [MockEngine(f"mock-{number}", spec, self.time) for number in range(count)]
         self.ports = [port + number if port else 0 for number in range(count)]
         self.control_port = control_port
         self._listening: list[asyncio.Server | None] = [None] * count
-        self._control = ControlService(self.engines, self.crash)
+        self._control = ControlService(self.engines, self.order)
         self._control_server: asyncio.Server | None = None
+        self._timers: list[asyncio.TimerHandle] = []
         self._revivals: set[asyncio.Task[None]] = set()
         self.failure: asyncio.Future[None] = self._loop.create_future()
         """Gets an exception when an engine cannot come back after a crash."""
@@ -72,21 +91,33 @@ class MockServer:
                 for engine, port in zip(self.engines, self.ports, strict=True)
             ],
             "control": f"http://{HOST}:{self.control_port}",
+            "time_scale": self.time.scale,
         }
 
-    def crash(self, number: int, down_s: float, cold_s: float) -> None:
-        """An engine dies now: what it does is lost, nobody listens for ``down_s``, then it loads
-        its model for ``cold_s``."""
-        server, self._listening[number] = self._listening[number], None
-        if server is not None:
-            server.close()
-            revival = self._loop.create_task(self._revive(number, down_s, cold_s))
-            self._revivals.add(revival)
-            revival.add_done_callback(self._revivals.discard)
-        self.engines[number].crash()
+    def order(self, order: FaultOrder) -> None:
+        """Let a fault happen, now or at its time.
+
+        Raises:
+            BenchmarkError: there is no such engine.
+        """
+        count = len(self.engines)
+        if order.engine is not None and order.engine >= count:
+            raise BenchmarkError(f"no engine {order.engine}.", hint=f"There are 0 to {count - 1}.")
+        numbers = range(count) if order.engine is None else (order.engine,)
+
+        def strike() -> None:
+            for number in numbers:
+                self._strike(number, order.fault)
+
+        if order.at_s:
+            self._later(order.at_s, strike)
+        else:
+            strike()
 
     async def close(self) -> None:
         """End everything."""
+        for timer in self._timers:
+            timer.cancel()
         for revival in list(self._revivals):
             revival.cancel()
         await asyncio.gather(*self._revivals, return_exceptions=True)
@@ -99,12 +130,31 @@ class MockServer:
             connection.close()
         self.failure.cancel()
 
-    async def _revive(self, number: int, down_s: float, cold_s: float) -> None:
-        await asyncio.sleep(down_s)
+    def _strike(self, number: int, fault: AnyFault) -> None:
         engine = self.engines[number]
-        engine.cold(cold_s)
+        if isinstance(fault, Fault):
+            engine.faults.add(fault)
+            return
+        engine.suffer(fault, self._later)
+        server = self._listening[number]
+        if fault.kind == "crash" and server is not None:
+            self._listening[number] = None
+            server.close()
+            self._later(fault.seconds, lambda: self._begin_revival(number))
+
+    def _later(self, seconds: float, call: Callable[[], None]) -> None:
+        now = self.time.now()
+        self._timers = [timer for timer in self._timers if timer.when() > self._loop.time()]
+        self._timers.append(self.time.call_at(now + seconds, call))
+
+    def _begin_revival(self, number: int) -> None:
+        revival = self._loop.create_task(self._revive(number))
+        self._revivals.add(revival)
+        revival.add_done_callback(self._revivals.discard)
+
+    async def _revive(self, number: int) -> None:
         try:
-            self._listening[number] = await self._listen(engine, self.ports[number])
+            self._listening[number] = await self._listen(self.engines[number], self.ports[number])
         except BenchmarkError as error:
             if not self.failure.done():
                 self.failure.set_exception(error)
