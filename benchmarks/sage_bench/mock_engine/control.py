@@ -1,7 +1,7 @@
 """The control port of mock engines: what there is, what to break, and what became of requests.
 
 ==============================  =================================================================
-``GET /engines``                state of all engines
+``GET /engines``                state of all engines, with their URLs
 ``GET /engines/N/requests``     the books of engine N
 ``POST /engines/N/faults``      order a fault: ``{"kind": "crash", "seconds": 2, "at_s": 5}``
 ``POST /faults``                the same for all engines, or that of its key ``engine``
@@ -32,11 +32,17 @@ class ControlService:
 
     Args:
         engines: by number.
+        url_of: where engine N listens.
         order: lets a fault happen.
     """
 
-    def __init__(self, engines: Sequence[MockEngine], order: Callable[[FaultOrder], None]) -> None:
-        self._engines, self._order = engines, order
+    def __init__(
+        self,
+        engines: Sequence[MockEngine],
+        url_of: Callable[[int], str],
+        order: Callable[[FaultOrder], None],
+    ) -> None:
+        self._engines, self._url_of, self._order = engines, url_of, order
         self.connections: set[Connection] = set()
 
     def connected(self, connection: Connection) -> None:
@@ -62,20 +68,23 @@ class ControlService:
             case "GET", ["engines", number, "requests"]:
                 return [asdict(record) for record in self._engine(number)[1].books.records]
             case "DELETE", ["engines", number, "faults"]:
-                engine = self._engine(number)[1]
+                place, engine = self._engine(number)
                 engine.faults.clear()
-                return engine.state()
+                return self._state(place)
             case "POST", ["engines", text, "faults"]:
-                place, engine = self._engine(text)
+                place, _ = self._engine(text)
                 self._order(replace(FaultOrder.from_json(_parsed(request.body)), engine=place))
-                return engine.state()
+                return self._state(place)
             case "POST", ["faults"]:
                 self._order(FaultOrder.from_json(_parsed(request.body)))
                 return self._states()
         raise BenchmarkError(f"no route {method} {path!r}.", hint=_HINT)
 
     def _states(self) -> list[dict[str, Any]]:
-        return [engine.state() for engine in self._engines]
+        return [self._state(number) for number in range(len(self._engines))]
+
+    def _state(self, number: int) -> dict[str, Any]:
+        return {"url": self._url_of(number), **self._engines[number].state()}
 
     def _engine(self, text: str) -> tuple[int, MockEngine]:
         number = int(text) if text.isascii() and text.isdigit() else -1

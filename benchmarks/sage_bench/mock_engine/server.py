@@ -52,7 +52,7 @@ class MockServer:
         self.ports = [port + number if port else 0 for number in range(count)]
         self.control_port = control_port
         self._listening: list[asyncio.Server | None] = [None] * count
-        self._control = ControlService(self.engines, self.order)
+        self._control = ControlService(self.engines, self.url, self.order)
         self._control_server: asyncio.Server | None = None
         self._timers: list[asyncio.TimerHandle] = []
         self._revivals: set[asyncio.Task[None]] = set()
@@ -83,12 +83,16 @@ class MockServer:
             await self.close()
             raise
 
+    def url(self, number: int) -> str:
+        """Base URL of an engine."""
+        return f"http://{HOST}:{self.ports[number]}/v1"
+
     def describe(self) -> dict[str, Any]:
         """What clients need to know."""
         return {
             "engines": [
-                {"name": engine.name, "url": f"http://{HOST}:{port}/v1", "port": port}
-                for engine, port in zip(self.engines, self.ports, strict=True)
+                {"name": engine.name, "url": self.url(number), "port": self.ports[number]}
+                for number, engine in enumerate(self.engines)
             ],
             "control": f"http://{HOST}:{self.control_port}",
             "time_scale": self.time.scale,
