@@ -88,7 +88,7 @@ class Responder:
         if fault is not None and fault.kind == "wrong_length":
             length = max(0, length + fault.extra)
         elif fault is not None and fault.kind == "garbage_event":
-            body = b"{this is no JSON" + body[:0]
+            body, self._left = b"{this is no JSON", None
             length = len(body)
         kind = () if any(name == b"content-type" for name, _ in headers) else (_JSON,)
         self._write(self._head(status, *kind, *headers, (b"content-length", b"%d" % length)))
