@@ -260,7 +260,7 @@ def test_metrics_agree_with_what_was_sent(virtually: Virtually) -> None:
     found = virtually(main())
 
     def of(name: str, more: str = "") -> float:
-        return found[f'vllm:{name}{{engine="0",model_name="mock"{more}}}']
+        return float(found[f'vllm:{name}{{engine="0",model_name="mock"{more}}}'])
 
     assert of("prompt_tokens_total") == of("prefix_cache_queries_total") == 18
     assert of("prompt_tokens_cached_total") == of("prefix_cache_hits_total") == 8
