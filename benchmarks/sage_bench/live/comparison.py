@@ -75,7 +75,7 @@ def compare_scenario(
     details: dict[str, object] = {}
     for policy in spec.policies:
         report(f"{policy.label}: simulating {len(requests)} requests")
-        simulated = simulate(spec, policy, seed, base)
+        simulated = simulate(spec, policy, requests, seed, base)
         lives: list[LiveRun] = []
         for name in ("first", "second"):
             report(f"{policy.label}: {name} live run, {spec.duration_s:g} s and the last answers")

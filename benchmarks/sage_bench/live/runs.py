@@ -11,6 +11,7 @@ from typing import Any
 from sage_bench.live.observation import Observation, of_records, of_simulation
 from sage_bench.live.replay import arrivals_of
 from sage_bench.live.stack import DEVICE, DRIVER, LiveStack
+from sage_bench.live.wire_facts import WireFacts
 from sage_bench.load.client import Client, ClientOptions
 from sage_bench.load.open_loop import OpenLoop
 from sage_bench.load.record import write_records
@@ -18,10 +19,15 @@ from sage_bench.load.run import Bounds, LoadRun
 from sage_bench.load.session import quiet_collector, run_in_loop
 from sage_bench.load.summary import summarise
 from sage_bench.load.target import Target
-from sage_bench.simulation.assembly import Variant, assemble, variants
+from sage_bench.simulation.assembly import assemble, variants
+from sage_bench.simulation.controller import controller_factory
 from sage_bench.simulation.scenario import PolicySpec, ScenarioSpec
 from sage_bench.workloads.client_request import ClientRequest
-from sage_prefect.control_plane.events import EngineSpec
+from sage_prefect.control_plane.events import EngineSpec, Limits
+
+
+GATEWAY_SEED = 0
+"""A gateway's manager always breaks ties with this seed."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,31 @@ def as_the_gateway_is_told(spec: EngineSpec) -> EngineSpec:
 
 
 def simulate(
-    spec: ScenarioSpec, policy: PolicySpec, seed: int, base: Path | None = None
+    spec: ScenarioSpec,
+    policy: PolicySpec,
+    requests: Sequence[ClientRequest],
+    seed: int,
+    base: Path | None = None,
 ) -> Observation:
-    """The scenario in virtual time; the control plane knows as little as in a live gateway."""
-    variant: Variant = variants(policy)[0]
-    simulation = assemble(spec, variant, seed, base=base, told=as_the_gateway_is_told)
+    """The scenario in virtual time; its control plane knows what a live gateway's knows.
+
+    Args:
+        requests: the scenario's with this seed.
+    """
+    limits = Limits(
+        max_queued_requests=spec.limits.max_queued_requests,
+        queue_timeout_s=spec.limits.queue_timeout_s,
+        max_retries=spec.limits.max_retries,
+    )
+    simulation = assemble(
+        spec,
+        variants(policy)[0],
+        seed,
+        base=base,
+        controllers=controller_factory(policy.use, limits, seed=GATEWAY_SEED),
+        told=as_the_gateway_is_told,
+        facts=WireFacts(list(arrivals_of(requests, spec, seed))),
+    )
     collecting = gc.isenabled()
     gc.disable()
     try:

@@ -18,7 +18,7 @@ from sage_bench.simulation.embedding_engine import EmbeddingEngineSpec
 from sage_bench.simulation.faults import Fault
 from sage_bench.simulation.gateway import Journal, Surroundings
 from sage_bench.simulation.llm_engine_spec import LlmEngineSpec
-from sage_bench.simulation.request_facts import RequestFacts, engine_facts
+from sage_bench.simulation.request_facts import Facts, RequestFacts, engine_facts
 from sage_bench.simulation.scenario import (
     EmbeddingGroup,
     LlmGroup,
@@ -100,6 +100,7 @@ def assemble(
     journal: Journal | None = None,
     controllers: ControllerFactory | None = None,
     told: Callable[[EngineSpec], EngineSpec] | None = None,
+    facts: Facts | None = None,
 ) -> Simulation:
     """A simulation of ``spec`` under ``variant``. The same seed gives the same requests.
 
@@ -108,6 +109,7 @@ def assemble(
         journal: called with every event that a controller takes.
         controllers: makes the controllers instead of the variant's policy.
         told: changes what the controllers are told of each engine.
+        facts: what they are told of requests, instead of what the scenario says.
 
     Raises:
         SettingsError: a value is wrong.
@@ -144,7 +146,7 @@ def assemble(
             until_s=spec.duration_s,
             drain_s=spec.drain_s,
         ),
-        RequestFacts(workloads, noise),
+        facts or RequestFacts(workloads, noise),
         [Fault(f.at_s, f.engine, f.kind, f.for_s, f.factor) for f in spec.faults],
         weights={tenant.name: tenant.weight for tenant in spec.tenants},
         bands=[

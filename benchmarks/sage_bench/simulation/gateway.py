@@ -17,7 +17,7 @@ from sage_bench.simulation.event_queue import EventQueue
 from sage_bench.simulation.fleet import Fleet
 from sage_bench.simulation.flight import NEVER, Batch, Flight, Job
 from sage_bench.simulation.records import Outcome
-from sage_bench.simulation.request_facts import RequestFacts
+from sage_bench.simulation.request_facts import Facts
 from sage_bench.simulation.sequence import Sequence as LlmSequence
 from sage_prefect.control_plane.events import (
     Abort,
@@ -80,7 +80,7 @@ class Gateway:
         queue: EventQueue,
         fleet: Fleet,
         clients: Clients,
-        facts: RequestFacts,
+        facts: Facts,
         around: Surroundings,
         journal: Journal | None,
     ) -> None:

@@ -76,7 +76,7 @@ def test_the_wire_carries_what_the_simulation_draws() -> None:
             assert headers["x-slo-ttft-ms"] == "1000"
             assert headers["x-slo-tpot-ms"] == "100"
         assert headers["x-sage-band"] == sent.band
-    simulated = simulate(spec, spec.policies[0], 1)
+    simulated = simulate(spec, spec.policies[0], requests, 1)
     assert simulated.at_s.tolist() == [request.at for request in requests]
     assert simulated.workloads.tolist() == [request.traffic.name for request in requests]
 
@@ -100,13 +100,13 @@ def test_a_run_in_virtual_time_is_its_simulation(virtually: Virtually) -> None:
                 run = await OpenLoop(client, arrivals_of(requests, spec, 2), bounds).run()
         return of_records(run.records, [request.traffic.name for request in requests])
 
-    live, simulated = virtually(main()), simulate(spec, spec.policies[0], 2)
+    live, simulated = virtually(main()), simulate(spec, spec.policies[0], requests, 2)
     assert live.done.all()
     assert simulated.done.all()
     for name in METRICS:
         known = np.isfinite(simulated.metrics[name])
         assert np.array_equal(known, np.isfinite(live.metrics[name])), name
-        # Two arrivals within half a millisecond would leave together; this seed has none that matter.
+        # Two arrivals within half a millisecond would leave together; here none matter.
         np.testing.assert_allclose(
             live.metrics[name][known], simulated.metrics[name][known], atol=1e-6, err_msg=name
         )
