@@ -25,7 +25,6 @@ from sage_bench.simulation.scenario import PolicySpec, ScenarioSpec
 from sage_bench.workloads.client_request import ClientRequest
 from sage_prefect.control_plane.events import EngineSpec, Limits
 
-
 GATEWAY_SEED = 0
 """A gateway's manager always breaks ties with this seed."""
 

@@ -117,7 +117,7 @@ class Simulation:
         self.clients.begin()
         if around.staleness_s > 0:
             self.queue.push(around.staleness_s, self._on_scrape, None)
-        if around.progress_s > 0:
+        if around.progress_s > 0 and around.progress_by == "clock":
             self.queue.push(around.progress_s, self._on_progress, None)
 
     # -- what leaves the engines ----------------------------------------------------------

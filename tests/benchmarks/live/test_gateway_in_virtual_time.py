@@ -1,5 +1,5 @@
 """The real gateway between load generator and mock engines, all in one process and in virtual
-time: what it does to requests is what its simulation says, to a microsecond."""
+time: what it does to requests is what its simulation says."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from sage_prefect.control_plane.events import Limits as SchedulingLimits
 
 Virtually = Callable[[Any], Any]
 GATEWAY_PORT = 40_000
-ENGINES = 3
+ENGINES, WINDOW = 4, 64
 
 
 def scenario(policy: str) -> ScenarioSpec:
@@ -51,7 +51,8 @@ def scenario(policy: str) -> ScenarioSpec:
             "drain_s": 1000,
             "network_ms": 0,
             "progress_s": 0.25,
-            "engines": [{"name": "llm", "count": ENGINES, "window": 24}],
+            "progress_by": "chunks",
+            "engines": [{"name": "llm", "count": ENGINES, "window": WINDOW}],
             "workloads": [
                 {
                     "name": "chat",
@@ -80,7 +81,12 @@ async def observed(spec: ScenarioSpec, seed: int) -> Observation:
         config = GatewayConfig(
             tuple(
                 EngineConfig(
-                    f"llm-{number}", engines.url(number), (ServedModel("chat"),), "vllm", "cuda", 24
+                    f"llm-{number}",
+                    engines.url(number),
+                    (ServedModel("chat"),),
+                    "vllm",
+                    "cuda",
+                    WINDOW,
                 )
                 for number in range(ENGINES)
             ),
@@ -107,29 +113,32 @@ async def observed(spec: ScenarioSpec, seed: int) -> Observation:
             probes.cancel()
             await asyncio.gather(probes, return_exceptions=True)
             await gateway.close()
-    print([(r.index, r.status, r.detail) for r in run.records if not r.ok])
     return of_records(run.records, [request.traffic.name for request in requests])
 
 
-@pytest.mark.parametrize("policy", ["least_outstanding", "hybrid"])
-def test_the_gateway_does_what_its_simulation_says(
-    virtually: Virtually, monkeypatch: pytest.MonkeyPatch, policy: str
-) -> None:
+@pytest.fixture
+def virtual_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway and the load generator read the loop's time, to its last digit."""
     for module in (scheduler, inference, answer_relay, stall_guard):
         monkeypatch.setattr(module, "clock", lambda: asyncio.get_running_loop().time())
     monkeypatch.setattr(open_loop, "_NOW_S", 1e-9)
+
+
+@pytest.mark.usefixtures("virtual_clocks")
+@pytest.mark.parametrize("policy", ["least_outstanding", "hybrid"])
+def test_the_gateway_does_what_its_simulation_says(virtually: Virtually, policy: str) -> None:
     spec = scenario(policy)
-    live, simulated = (
-        virtually(observed(spec, 1)),
-        simulate(spec, spec.policies[0], requests_of(spec, 1), 1),
-    )
-    print([(w, a) for w, a, d in zip(live.workloads, live.at_s, live.done) if not d])
-    print([(w, a) for w, a, d in zip(simulated.workloads, simulated.at_s, simulated.done) if not d])
-    for name in METRICS:
-        known = np.isfinite(simulated.metrics[name])
-        diff = np.abs(live.metrics[name][known] - simulated.metrics[name][known])
-        print(name, diff.max(), (diff > 1e-6).sum(), len(diff))
+    live = virtually(observed(spec, 1))
+    simulated = simulate(spec, spec.policies[0], requests_of(spec, 1), 1)
+    assert live.done.all()
+    assert simulated.done.all()
+    # Where two events fall on one instant their order is open; hybrid's estimates depend on it.
+    if policy == "least_outstanding":
+        for name in METRICS:
+            known = np.isfinite(simulated.metrics[name])
+            np.testing.assert_allclose(
+                live.metrics[name][known], simulated.metrics[name][known], atol=1e-9, err_msg=name
+            )
     agreement = compare(simulated, live, live, warmup_s=spec.warmup_s)
-    for row in agreement.rows:
-        print(row.workload, row.metric, row.quantile, row.ratio, row.verdict)
-    assert agreement.verdict is Verdict.PASS
+    assert len(agreement.rows) >= 10
+    assert agreement.verdict is Verdict.PASS, agreement
