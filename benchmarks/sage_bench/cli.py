@@ -10,6 +10,7 @@ import typer
 
 from sage_bench.live.command import live_vs_simulated
 from sage_bench.load.command import load
+from sage_bench.load.limits_command import load_limits
 from sage_bench.mock_engine.command import mock_engine
 from sage_bench.simulation.command import check_policies, simulate_scenario
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command("simulate")(simulate_scenario)
 app.command("policies")(check_policies)
 app.command("load")(load)
+app.command("load-limits")(load_limits)
 app.command("mock-engine")(mock_engine)
 app.command("live-vs-simulated")(live_vs_simulated)
 
