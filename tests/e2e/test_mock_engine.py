@@ -137,6 +137,7 @@ SCENARIO = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_live_run_beside_its_simulation(tmp_path: Path) -> None:
     """Of times only what cannot depend on the machine is asked for: live is not faster."""
     file = tmp_path / "small.yaml"
@@ -163,12 +164,12 @@ def test_a_live_run_beside_its_simulation(tmp_path: Path) -> None:
 
 
 def test_the_search_for_the_generators_limit() -> None:
-    command = [*BENCH, "load-limits", "requests", "--first-rate", "50000", "--seconds", "2"]
+    command = [*BENCH, "load-limits", "requests", "--first-rate", "20000", "--seconds", "2"]
     done = subprocess.run(
         [*command, "--json"], capture_output=True, text=True, timeout=300, check=False,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     steps = json.loads(done.stdout)["requests"]
-    assert len(steps) == 1, "50,000 requests/s were sent in time"
-    assert steps[0]["problems"]
+    assert steps[-1]["problems"]
+    assert not any(step["problems"] for step in steps[:-1])

@@ -15,8 +15,8 @@ from sage_bench.live.agreement import Agreement, Ratio, Row
 
 _COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.UNPROVED: "yellow"}
 _COLUMNS = (
-    "workload", "metric", "", "n", "simulated ms", "live ms", "live / simulated", "A/A", "allowed",
-    "verdict",
+    "workload", "metric", "", "n", "simulated ms", "live ms", "live / simulated", "live A/A",
+    "simulated A/A", "allowed", "verdict",
 )  # fmt: skip
 _NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "end to end"}
 
@@ -57,6 +57,7 @@ def to_json(agreement: Agreement) -> dict[str, Any]:
                 "live_s": row.live_s,
                 "ratio": _ratio_json(row.ratio),
                 "repeat": _ratio_json(row.repeat),
+                "nudged": _ratio_json(row.nudged),
                 "allowed": row.allowed,
                 "verdict": row.verdict.value,
             }
@@ -100,6 +101,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         _ms(row.live_s),
         _shown(row.ratio),
         _shown(row.repeat),
+        f"{row.nudged.estimate:.3f}",
         f"±{row.allowed:.1%}",
         row.verdict.value,
     )

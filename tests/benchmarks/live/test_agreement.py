@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from sage_bench.claims import Verdict
-from sage_bench.live.agreement import TOLERANCES, Agreement, compare
+from sage_bench.live.agreement import TOLERANCES, Agreement
+from sage_bench.live.agreement import compare as compare_four
 from sage_bench.live.observation import METRICS, Observation
 from sage_bench.live.report import markdown, print_agreement, to_json
 from sage_prefect.common.errors import BenchmarkError
@@ -30,6 +31,13 @@ def observed(values: Any, *, done: Any = True, workload: str = "chat") -> Observ
 
 def latencies(n: int = 1000, seed: int = 0) -> Any:
     return np.random.default_rng(seed).lognormal(0, 0.5, n)
+
+
+def compare(
+    simulated: Observation, live: Observation, repeat: Observation, **options: Any
+) -> Agreement:
+    """Of a simulation that a slower network does not change."""
+    return compare_four(simulated, live, repeat, simulated, **options)
 
 
 def verdicts(agreement: Agreement) -> set[Verdict]:
@@ -57,6 +65,16 @@ def test_what_the_machine_cannot_repeat_is_allowed_for() -> None:
     agreement = compare(observed(values), observed(1.12 * values), observed(1.2 * values))
     assert agreement.rows[0].allowed == pytest.approx(0.10 + 1.2 / 1.12 - 1)
     assert agreement.rows[0].verdict is Verdict.PASS
+
+
+def test_what_the_simulation_cannot_repeat_is_allowed_for() -> None:
+    values = latencies()
+    base, live = observed(values), observed(1.15 * values)
+    agreement = compare_four(base, live, live, observed(0.9 * values))
+    assert agreement.rows[0].nudged.estimate == pytest.approx(0.9)
+    assert agreement.rows[0].allowed == pytest.approx(0.20)
+    assert agreement.rows[0].verdict is Verdict.PASS
+    assert compare_four(base, live, live, base).rows[0].verdict is Verdict.FAIL
 
 
 def test_few_requests_prove_nothing() -> None:

@@ -139,6 +139,6 @@ def test_the_gateway_does_what_its_simulation_says(virtually: Virtually, policy:
             np.testing.assert_allclose(
                 live.metrics[name][known], simulated.metrics[name][known], atol=1e-9, err_msg=name
             )
-    agreement = compare(simulated, live, live, warmup_s=spec.warmup_s)
+    agreement = compare(simulated, live, live, simulated, warmup_s=spec.warmup_s)
     assert len(agreement.rows) >= 10
     assert agreement.verdict is Verdict.PASS, agreement

@@ -110,7 +110,7 @@ def test_a_run_in_virtual_time_is_its_simulation(virtually: Virtually) -> None:
         np.testing.assert_allclose(
             live.metrics[name][known], simulated.metrics[name][known], atol=1e-6, err_msg=name
         )
-    agreement = compare(simulated, live, live, warmup_s=spec.warmup_s)
+    agreement = compare(simulated, live, live, simulated, warmup_s=spec.warmup_s)
     assert {row.workload for row in agreement.rows} == {"chat", "batch"}
     assert all(row.ratio.estimate == pytest.approx(1, abs=1e-5) for row in agreement.rows)
     assert agreement.verdict is Verdict.PASS

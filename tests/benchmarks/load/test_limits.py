@@ -41,6 +41,7 @@ def test_the_rate_rises_until_a_run_is_invalid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops_at: int
 ) -> None:
     rates: list[float] = []
+    tries: list[float] = []
 
     class Engines:
         pid = 1
@@ -55,8 +56,12 @@ def test_the_rate_rises_until_a_run_is_invalid(
             pass
 
     def step(shape: Any, rate: float, *_: Any) -> Step:
-        rates.append(rate)
-        return replace(STEP, rate=rate, problems=("late",) if len(rates) == stops_at else ())
+        if rate not in rates:
+            rates.append(rate)
+        tries.append(rate)
+        # The first try of any rate is late; the last rate is too high.
+        late = tries.count(rate) == 1 or len(rates) == stops_at
+        return replace(STEP, rate=rate, problems=("late",) if late else ())
 
     monkeypatch.setattr(limits, "Server", Engines)
     monkeypatch.setattr(limits, "_targets", lambda server: ())
@@ -64,6 +69,7 @@ def test_the_rate_rises_until_a_run_is_invalid(
     steps = find_limit("chunks", 64.0, 2.0, tmp_path / "log", most_steps=6)
     assert [one.rate for one in steps] == rates
     assert len(steps) == stops_at
+    assert len(tries) == 2 * (stops_at - 1) + limits.TRIES
     assert [bool(one.problems) for one in steps] == [False] * (stops_at - 1) + [True]
     monkeypatch.setattr(limits, "_step", lambda *_: STEP)
     assert len(find_limit("requests", 64.0, 2.0, tmp_path / "log", most_steps=3)) == 3
