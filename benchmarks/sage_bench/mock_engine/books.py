@@ -20,8 +20,8 @@ class ServedRequest:
     prompt_tokens: int
     output_tokens: int
     outcome: str = "running"
-    """``done``, ``aborted`` (its client went), ``lost`` (crash), ``refused``, ``fault`` or
-    ``running``."""
+    """``done``, ``aborted`` (its client went), ``lost`` (crash), ``refused``, ``fault`` (one was
+    ordered for it) or ``running``."""
     generated: int = 0
 
 

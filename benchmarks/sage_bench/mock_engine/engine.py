@@ -136,6 +136,7 @@ class MockEngine:
     def _lose_all(self) -> None:
         self.clock.crash()
         self.pooling.crash()
+        self.metrics.restart()
 
     def _reset_connections(self) -> None:
         for connection in list(self._connections):

@@ -48,6 +48,11 @@ class EngineMetrics:
     def __init__(self, model: str, engine: LlmEngine, embedding: EmbeddingEngine) -> None:
         self._labels = f'engine="0",model_name="{escaped(model)}"'
         self._engine, self._embedding = engine, embedding
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin at nothing, as a new process does."""
+        self._preemptions_before = self._engine.preemptions
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.generation_tokens = 0
@@ -148,10 +153,11 @@ class EngineMetrics:
             yield from self._samples(name, "gauge", text, values)
 
     def _counters(self) -> Iterator[str]:
+        preemptions = self._engine.preemptions - self._preemptions_before
         for name, text, values in (
             ("prefix_cache_queries", "Prompt tokens looked up.", {"": self.prompt_tokens}),
             ("prefix_cache_hits", "Prompt tokens found.", {"": self.cached_tokens}),
-            ("num_preemptions", "Preemptions.", {"": self._engine.preemptions}),
+            ("num_preemptions", "Preemptions.", {"": preemptions}),
             ("prompt_tokens", "Prompt tokens.", {"": self.prompt_tokens}),
             ("prompt_tokens_cached", "Of those, from the cache.", {"": self.cached_tokens}),
             ("generation_tokens", "Tokens generated.", {"": self.generation_tokens}),

@@ -77,7 +77,6 @@ class Generation:
     def lost(self) -> None:
         """The engine crashed; its connections are reset."""
         self._record.outcome = "lost"
-        self._metrics.finished["error"] += 1
 
     def aborted(self) -> None:
         """The client has gone."""

@@ -59,6 +59,11 @@ class WallClockEngine:
         self._prefilled = 0
 
     @property
+    def inside(self) -> int:
+        """Requests whose client waits."""
+        return len(self._listeners)
+
+    @property
     def lateness_s(self) -> float:
         """How late the last wake-up was, in engine seconds."""
         return self._alarm.lateness_s
