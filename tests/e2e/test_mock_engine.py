@@ -22,6 +22,7 @@ from sage_bench.load.record import RequestRecord, read_records
 from sage_bench.load.run import Bounds
 from sage_bench.load.session import LoadPlan, execute
 from sage_bench.load.target import Target
+from sage_bench.result_folder import ResultFolder
 
 pytestmark = pytest.mark.e2e
 
@@ -160,6 +161,9 @@ def test_a_live_run_beside_its_simulation(tmp_path: Path) -> None:
             served = [engine["outcomes"] for engine in live["engines"]]
             assert sum(outcomes.get("done", 0) for outcomes in served) == len(records)
             assert {record.engine for record in records} <= {"llm-0", "llm-1"}
+    manifest = ResultFolder.open(folder).read_manifest()
+    assert manifest.backend_kind == "mock"
+    assert all((folder / name).is_file() for name in manifest.raw_files)
     assert (folder / "summary.md").read_text().count("## Policy") == 2
 
 

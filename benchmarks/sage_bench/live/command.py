@@ -58,6 +58,7 @@ def live_vs_simulated(
         seed=spec.seeds[0] if seed is None else seed,
         out=out,
         base=file.parent,
+        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
         report=_reporter(console),
     )
     for one in compared.policies:
