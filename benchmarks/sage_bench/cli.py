@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sage_bench.live.command import live_vs_simulated
 from sage_bench.load.command import load
+from sage_bench.load.limits_command import load_limits
+from sage_bench.mock_engine.command import mock_engine
 from sage_bench.simulation.command import check_policies, simulate_scenario
 
 if TYPE_CHECKING:
@@ -23,6 +26,9 @@ app = typer.Typer(
 app.command("simulate")(simulate_scenario)
 app.command("policies")(check_policies)
 app.command("load")(load)
+app.command("load-limits")(load_limits)
+app.command("mock-engine")(mock_engine)
+app.command("live-vs-simulated")(live_vs_simulated)
 
 # Exit codes of --check, so that a script can tell "worse than promised" from "not shown".
 FAILED, UNPROVED = 1, 3

@@ -10,14 +10,14 @@ import asyncio
 from collections.abc import Iterator
 
 from sage_bench.load.client import Client
-from sage_bench.load.client_meter import ClientMeter
+from sage_bench.load.driver import LoadDriver
 from sage_bench.load.record import RequestRecord
 from sage_bench.load.request import LoadRequest
-from sage_bench.load.run import Bounds, LoadRun, wall_clock
+from sage_bench.load.run import Bounds
 from sage_prefect.common.errors import BenchmarkError
 
 
-class ClosedLoop:
+class ClosedLoop(LoadDriver):
     """Keeps ``concurrency`` requests in flight.
 
     Args:
@@ -31,6 +31,8 @@ class ClosedLoop:
     Raises:
         BenchmarkError: no users, or a negative pause.
     """
+
+    kind = "closed"
 
     def __init__(
         self,
@@ -47,56 +49,23 @@ class ClosedLoop:
                 f"a closed loop of {concurrency} users who think {think_s} s and back off "
                 f"{back_off_s} s; at least 1 user, no negative times."
             )
-        self._client = client
+        super().__init__(client, bounds)
         self._requests = requests
         self._concurrency = concurrency
-        self._bounds = bounds
         self._think_s, self._back_off_s = think_s, back_off_s
-        self._records: list[RequestRecord] = []
-        self._sent = 0
         self._active = 0
-        self._interrupted = False
-        self._loop = asyncio.get_running_loop()
-        self._all_sent: asyncio.Future[None] = self._loop.create_future()
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def run(self) -> LoadRun:
-        """Send until a bound is met and wait for the last answers."""
-        client, bounds, meter = self._client, self._bounds, ClientMeter()
-        began_at = wall_clock()
-        client.begin()
-        meter.start()
-        timer = None
-        if bounds.duration_s is not None:
-            timer = self._loop.call_later(bounds.duration_s, self._finish)
-        try:
-            for _ in range(self._concurrency):
-                self._active += 1
-                self._ask()
-            await self._all_sent
-            scheduled_s = client.now()
-            if not await client.drained(bounds.drain_s):
-                client.cut_off(f"no end within {bounds.drain_s:g} s after the last request")
-        finally:
-            if timer is not None:
-                timer.cancel()
-            client_load = meter.stop()
-        self._records.sort(key=lambda record: record.index)
-        return LoadRun(
-            loop="closed",
-            records=self._records,
-            began_at=began_at,
-            client=client_load,
-            connections_opened=client.connections_opened,
-            most_in_flight=client.most_in_flight,
-            warmup_s=bounds.warmup_s,
-            scheduled_s=scheduled_s,
-            interrupted=self._interrupted,
-        )
+    def _begin(self) -> None:
+        if self._bounds.duration_s is not None:
+            self._timer = self._loop.call_later(self._bounds.duration_s, self._finish)
+        for _ in range(self._concurrency):
+            self._active += 1
+            self._ask()
 
-    def stop(self) -> None:
-        """Send nothing more; :meth:`run` returns once the answers are in, or drained."""
-        self._interrupted = True
-        self._finish()
+    def _end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _ask(self) -> None:
         now = self._client.now()
@@ -106,7 +75,7 @@ class ClosedLoop:
         try:
             request = next(self._requests, None)
         except Exception as error:  # noqa: BLE001 - of the workload; raised in run()
-            self._all_sent.set_exception(error)
+            self._finish(error)
             return
         if request is None:
             self._leave()
@@ -129,7 +98,3 @@ class ClosedLoop:
         self._active -= 1
         if self._active <= 0:
             self._finish()
-
-    def _finish(self) -> None:
-        if not self._all_sent.done():
-            self._all_sent.set_result(None)

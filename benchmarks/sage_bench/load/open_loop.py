@@ -6,14 +6,12 @@ hides its queue (Schroeder, Wierman, Harchol-Balter, Open Versus Closed, NSDI 20
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Iterator
 
 from sage_bench.load.client import Client
-from sage_bench.load.client_meter import ClientMeter
-from sage_bench.load.record import RequestRecord
+from sage_bench.load.driver import LoadDriver
 from sage_bench.load.request import LoadRequest
-from sage_bench.load.run import Bounds, LoadRun, wall_clock
+from sage_bench.load.run import Bounds
 from sage_prefect.common.errors import BenchmarkError
 
 Arrival = tuple[float, LoadRequest]
@@ -24,7 +22,7 @@ _NOW_S = 0.0005
 _BURST = 64
 
 
-class OpenLoop:
+class OpenLoop(LoadDriver):
     """Sends arrivals at their times.
 
     Args:
@@ -33,72 +31,40 @@ class OpenLoop:
         bounds: where to end.
     """
 
+    kind = "open"
+
     def __init__(self, client: Client, arrivals: Iterable[Arrival], bounds: Bounds) -> None:
-        self._client = client
+        super().__init__(client, bounds)
         self._arrivals = self._bounded(iter(arrivals), bounds)
-        self._bounds = bounds
-        self._records: list[RequestRecord] = []
         self._next: Arrival | None = None
-        self._sent = 0
-        self._interrupted = False
-        self._all_sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def run(self) -> LoadRun:
-        """Send everything and wait for the answers.
+    def stop(self) -> None:
+        """Send nothing more; :meth:`run` returns once the answers are in, or drained."""
+        self._next = None
+        super().stop()
 
-        Raises:
-            BenchmarkError: the arrivals are not sorted, or there are none.
-        """
-        client, meter = self._client, ClientMeter()
+    def _prepare(self) -> None:
         self._next = next(self._arrivals, None)
         if self._next is None:
             raise BenchmarkError(
                 "a load without a single request.", hint="Raise its rate or duration."
             )
-        began_at = wall_clock()
-        client.begin()
-        meter.start()
-        self._pump()
-        try:
-            await self._all_sent
-            scheduled_s = client.now()
-            if not await client.drained(self._bounds.drain_s):
-                client.cut_off(f"no end within {self._bounds.drain_s:g} s after the last request")
-        finally:
-            client_load = meter.stop()
-        self._records.sort(key=lambda record: record.index)
-        return LoadRun(
-            loop="open",
-            records=self._records,
-            began_at=began_at,
-            client=client_load,
-            connections_opened=client.connections_opened,
-            most_in_flight=client.most_in_flight,
-            warmup_s=self._bounds.warmup_s,
-            scheduled_s=scheduled_s,
-            interrupted=self._interrupted,
-        )
 
-    def stop(self) -> None:
-        """Send nothing more; :meth:`run` returns once the answers are in, or drained."""
-        self._interrupted = True
-        self._next = None
-        if not self._all_sent.done():
-            self._all_sent.set_result(None)
+    def _begin(self) -> None:
+        self._pump()
 
     def _pump(self) -> None:
         client = self._client
-        loop = asyncio.get_running_loop()
         burst = 0
         try:
             while self._next is not None:
                 at_s, request = self._next
                 wait_s = at_s - client.now()
                 if wait_s > _NOW_S:
-                    loop.call_later(wait_s, self._pump)
+                    self._loop.call_later(wait_s, self._pump)
                     return
                 if burst == _BURST:
-                    loop.call_soon(self._pump)
+                    self._loop.call_soon(self._pump)
                     return
                 burst += 1
                 warmup = at_s < self._bounds.warmup_s
@@ -107,11 +73,9 @@ class OpenLoop:
                 self._next = next(self._arrivals, None)
         except Exception as error:  # noqa: BLE001 - of the workload; raised in run()
             self._next = None
-            if not self._all_sent.done():
-                self._all_sent.set_exception(error)
+            self._finish(error)
             return
-        if not self._all_sent.done():
-            self._all_sent.set_result(None)
+        self._finish()
 
     @staticmethod
     def _bounded(arrivals: Iterator[Arrival], bounds: Bounds) -> Iterator[Arrival]:

@@ -18,7 +18,7 @@ from sage_bench.simulation.embedding_engine import EmbeddingEngineSpec
 from sage_bench.simulation.faults import Fault
 from sage_bench.simulation.gateway import Journal, Surroundings
 from sage_bench.simulation.llm_engine_spec import LlmEngineSpec
-from sage_bench.simulation.request_facts import RequestFacts, engine_facts
+from sage_bench.simulation.request_facts import Facts, RequestFacts, engine_facts
 from sage_bench.simulation.scenario import (
     EmbeddingGroup,
     LlmGroup,
@@ -44,7 +44,7 @@ from sage_bench.workloads.sources import (
 from sage_bench.workloads.tenants import ZipfTenants
 from sage_bench.workloads.traces import trace_requests
 from sage_prefect.common.errors import SettingsError, near_name
-from sage_prefect.control_plane.events import Band, BandSpec, Limits
+from sage_prefect.control_plane.events import Band, BandSpec, EngineSpec, Limits
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,8 @@ def assemble(
     base: Path | None = None,
     journal: Journal | None = None,
     controllers: ControllerFactory | None = None,
+    told: Callable[[EngineSpec], EngineSpec] | None = None,
+    facts: Facts | None = None,
 ) -> Simulation:
     """A simulation of ``spec`` under ``variant``. The same seed gives the same requests.
 
@@ -106,6 +108,8 @@ def assemble(
         base: folder that trace files are relative to.
         journal: called with every event that a controller takes.
         controllers: makes the controllers instead of the variant's policy.
+        told: changes what the controllers are told of each engine.
+        facts: what they are told of requests, instead of what the scenario says.
 
     Raises:
         SettingsError: a value is wrong.
@@ -119,14 +123,17 @@ def assemble(
     make = controllers or controller_factory(variant.use, limits, variant.options, seed)
     workloads = {workload.name: workload for workload in spec.workloads}
     noise = np.random.default_rng([seed, 1_000_003])
+    nodes = [
+        node
+        for group in spec.engines
+        if group.name not in variant.without
+        for node in _nodes(group, variant)
+    ]
+    if told is not None:
+        nodes = [replace(node, spec=told(node.spec)) for node in nodes]
     return Simulation(
-        [
-            node
-            for group in spec.engines
-            if group.name not in variant.without
-            for node in _nodes(group, variant)
-        ],
-        [_source(spec, i, w, seed, base) for i, w in enumerate(spec.workloads)],
+        nodes,
+        [source(spec, i, w, seed, base) for i, w in enumerate(spec.workloads)],
         make,
         Surroundings(
             network_s=spec.network_ms / 1000,
@@ -135,11 +142,12 @@ def assemble(
             detection_s=spec.detection_s,
             staleness_s=spec.staleness_s,
             progress_s=spec.progress_s,
+            progress_by=spec.progress_by,
             attempt_timeout_s=spec.attempt_timeout_s,
             until_s=spec.duration_s,
             drain_s=spec.drain_s,
         ),
-        RequestFacts(workloads, noise),
+        facts or RequestFacts(workloads, noise),
         [Fault(f.at_s, f.engine, f.kind, f.for_s, f.factor) for f in spec.faults],
         weights={tenant.name: tenant.weight for tenant in spec.tenants},
         bands=[
@@ -195,9 +203,15 @@ def _traffic(spec: WorkloadSpec) -> Traffic:
     )
 
 
-def _source(
+def source(
     scenario: ScenarioSpec, index: int, spec: WorkloadSpec, seed: int, base: Path | None
 ) -> OpenLoop | ClosedLoop:
+    """The requests of the scenario's workload number ``index``.
+
+    Raises:
+        SettingsError: a value is wrong, or a trace file cannot be read.
+        UnknownNameError: a length table is not known.
+    """
     # Times and contents from streams of their own: another rate does not change the lengths.
     times, contents = (np.random.default_rng([seed, index, part]) for part in (0, 1))
     traffic = _traffic(spec)

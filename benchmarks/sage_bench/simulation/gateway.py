@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from sage_bench.simulation.clients import Clients
 from sage_bench.simulation.cluster import Node
@@ -16,8 +17,9 @@ from sage_bench.simulation.embedding_engine import EmbeddingCall
 from sage_bench.simulation.event_queue import EventQueue
 from sage_bench.simulation.fleet import Fleet
 from sage_bench.simulation.flight import NEVER, Batch, Flight, Job
+from sage_bench.simulation.llm_engine import LlmEngine
 from sage_bench.simulation.records import Outcome
-from sage_bench.simulation.request_facts import RequestFacts
+from sage_bench.simulation.request_facts import Facts
 from sage_bench.simulation.sequence import Sequence as LlmSequence
 from sage_prefect.control_plane.events import (
     Abort,
@@ -40,6 +42,7 @@ from sage_prefect.control_plane.events import (
     Timer,
 )
 
+ProgressRule = Literal["clock", "chunks"]
 Journal = Callable[[int, Event, float, Sequence[Action]], None]
 """Is told of each event of a controller (gateway's number, event, time, actions)."""
 
@@ -55,6 +58,8 @@ class Surroundings:
         detection_s: until a crash or a recovery is noticed.
         staleness_s: how old an engine's gauges are when they are told, and how often; 0: never.
         progress_s: how often a gateway hears of each stream in work; 0: never.
+        progress_by: ``clock``: of all streams at once; ``chunks``: with a stream's first token
+            after ``progress_s``, counting the one that began it, as the live gateway does.
         attempt_timeout_s: an attempt without a first token fails after this.
         until_s: end of the arrivals.
         drain_s: how long after that open-loop requests may still finish.
@@ -66,6 +71,7 @@ class Surroundings:
     detection_s: float = 1.0
     staleness_s: float = 0.0
     progress_s: float = 0.0
+    progress_by: ProgressRule = "clock"
     attempt_timeout_s: float = math.inf
     until_s: float = 600.0
     drain_s: float = 60.0
@@ -81,7 +87,7 @@ class Gateway:
         queue: EventQueue,
         fleet: Fleet,
         clients: Clients,
-        facts: RequestFacts,
+        facts: Facts,
         around: Surroundings,
         journal: Journal | None,
     ) -> None:
@@ -94,6 +100,7 @@ class Gateway:
         self._network_s = around.network_s
         self._timeout_s = around.attempt_timeout_s
         self._cost_s = around.gateway_s
+        self._stream_progress_s = around.progress_s if around.progress_by == "chunks" else 0.0
         self._journal = journal
         self._batches: dict[int, Batch] = {}
         self._free_at = 0.0
@@ -251,6 +258,46 @@ class Gateway:
             self.tell(Progress(flight.key, tokens - flight.told_tokens))
             flight.told_tokens = tokens
 
+    def _await_progress(self, flight: Flight) -> None:
+        now = flight.told_at = self._queue.now
+        due = max(now, now + self._stream_progress_s - self._network_s)
+        self._queue.push(due, self._on_progress_due, (flight, flight.turn))
+
+    def _is_progress_due(self, flight: Flight) -> bool:
+        every, streams = self._stream_progress_s, flight.request.traffic.stream
+        return every > 0 and streams and self._queue.now - flight.told_at >= every
+
+    def _on_progress_due(self, payload: tuple[Flight, int]) -> None:
+        """The stream's next token is to be told of: it leaves the engine at a step's border."""
+        flight, turn = payload
+        if flight.turn != turn or flight.ended or flight.node is None:
+            return
+        engine = flight.node.engine
+        if isinstance(engine, LlmEngine):
+            border = engine.next_step_at(self._queue.now)
+            if border < math.inf:
+                self._queue.push(border, self._on_border, (flight, turn))
+
+    def _on_border(self, payload: tuple[Flight, int]) -> None:
+        flight, turn = payload
+        work, node = flight.work, flight.node
+        if flight.turn != turn or node is None or not isinstance(work, LlmSequence):
+            return
+        if isinstance(node.engine, LlmEngine):
+            tokens = node.engine.generated(work, self._queue.now)
+            if tokens == work.output:
+                return  # told with the answer's end
+            if tokens <= flight.told_tokens:  # preempted
+                self._on_progress_due(payload)
+            else:
+                self._after_network(self._on_progress, (flight, turn, tokens))
+
+    def _on_progress(self, payload: tuple[Flight, int, int]) -> None:
+        flight, turn, tokens = payload
+        if flight.turn == turn and not flight.ended:
+            self.progress(flight, tokens)
+            self._await_progress(flight)
+
     def _on_first_token(self, payload: tuple[Flight, int]) -> None:
         flight, turn = payload
         if flight.turn != turn or flight.ended:
@@ -259,6 +306,9 @@ class Gateway:
         flight.told_tokens = 1
         if flight.request.traffic.stream:
             self.tell(FirstToken(flight.key))
+            if self._stream_progress_s:
+                flight.told_tokens = 0
+                self._await_progress(flight)
 
     def _on_answer(self, payload: tuple[Job, int, LlmSequence | EmbeddingCall | None]) -> None:
         job, turn, work = payload
@@ -276,6 +326,8 @@ class Gateway:
         if job.turn != turn or job.ended:
             return
         if isinstance(work, LlmSequence):
+            if self._is_progress_due(job):
+                self.progress(job, work.output)
             self._facts.learn(job.request)
             self._clients.finish(job, work.max_gap_s, work.cached)
             self.tell(Done(job.key, work.prompt, work.output, work.cached))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 
@@ -15,6 +16,16 @@ from sage_prefect.control_plane.events import EngineProfile, EngineSpec, Request
 from sage_prefect.control_plane.length_estimates import OutputLengths
 
 _BYTES_PER_TOKEN = 4
+
+
+class Facts(Protocol):
+    """What gateways are told of requests."""
+
+    def describe(self, request_id: str, request: ClientRequest, now: float) -> RequestInfo:
+        """The request as a gateway sees it at ``now``."""
+
+    def learn(self, request: ClientRequest) -> None:
+        """A request's answer has come whole."""
 
 
 class RequestFacts:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sage_bench.cputime import CpuMeter
-from sage_bench.machine import CpuTicks, describe_hardware, load_between
-from sage_bench.manifest import SCHEMA_VERSION, config_hash
+from sage_bench.manifest import SCHEMA_VERSION
 from sage_bench.result_folder import REPORT, SUMMARY, ResultFolder
-from sage_bench.simulation.assembly import Variant, variants
+from sage_bench.simulation.assembly import variants
 from sage_bench.simulation.comparison import (
     Figure,
     compare_policies,
@@ -32,14 +29,7 @@ from sage_bench.simulation.experiment_run import (
 )
 from sage_bench.simulation.request_table import RequestFiles
 from sage_bench.simulation.scenario import ScenarioSpec
-from sage_bench.software import (
-    describe_checkout,
-    describe_software,
-    installed_packages,
-    packages_text,
-)
-from sage_prefect import __version__
-from sage_prefect.common.paths import atomic_write
+from sage_bench.simulation.scenario_manifest import ManifestWriter, ScenarioRun
 
 RUNS = "runs"
 PARQUET = "runs.parquet"
@@ -78,10 +68,7 @@ def simulate(
     """
     used = list(spec.seeds if seeds is None else seeds)
     folder = ResultFolder.create(f"simulate-{spec.name}", out)
-    packages = installed_packages()
-    atomic_write(folder.path / "packages.txt", packages_text(packages))
-    started_at, started = datetime.now(timezone.utc), time.perf_counter()
-    load_average, ticks = os.getloadavg()[0], CpuTicks.now()
+    manifest = ManifestWriter(folder, spec)
     with CpuMeter([os.getpid()], poll_s=None) as own:
         runs = run_scenario(
             spec,
@@ -91,7 +78,6 @@ def simulate(
             requests=RequestFiles(folder.path / REQUESTS, requests) if requests else None,
             report=report,
         )
-    load = load_between(ticks, CpuTicks.now(), own.cpu_s)
     for run in runs:
         folder.append(RUNS, _row(run))
     _write_parquet(folder.path / PARQUET, runs)
@@ -109,79 +95,33 @@ def simulate(
         },
     )
     folder.write_text(REPORT, markdown(spec, figures))
-    folder.write_manifest(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "uid": folder.uid,
-            "exp": f"simulate-{spec.name}",
-            "number": "-",
-            "title": spec.about or spec.name,
-            "status": "complete",
-            "claims": [],
-            "expectation": spec.about or "none",
-            "git": describe_checkout(Path(__file__)),
-            "sage_version": __version__,
-            "command": list(command) or ["sage", "bench", "simulate"],
-            "options": {"scenario": spec.model_dump(mode="json"), "processes": processes},
-            "seed": used[0],
-            "started_at": started_at.isoformat(),
-            "ended_at": datetime.now(timezone.utc).isoformat(),
-            "duration_s": time.perf_counter() - started,
-            "hardware": describe_hardware(folder.path),
-            "load": {**load, "load_average_at_start": load_average},
-            "software": describe_software(packages),
-            "backend_kind": "calibrated-sim",
-            "systems": [
-                {
-                    "case": spec.name,
-                    "name": variant.label,
-                    "role": "peer" if variant.use.startswith("baseline:") else "subject",
-                    "version": __version__,
-                    "config": (
-                        config := {"use": variant.use, **variant.options, **variant.engines}
-                    ),
-                    "config_sha256": config_hash(config),
-                }
+    manifest.write(
+        ScenarioRun(
+            experiment=f"simulate-{spec.name}",
+            backend="calibrated-sim",
+            command=list(command) or ["sage", "bench", "simulate"],
+            options={"processes": processes},
+            seeds=used,
+            systems=[
+                (
+                    variant.label,
+                    "peer" if variant.use.startswith("baseline:") else "subject",
+                    {"use": variant.use, **variant.options, **variant.engines},
+                )
                 for policy in spec.policies
                 for variant in variants(policy)
             ],
-            "models": [],
-            "workload": {
-                "dataset": ", ".join(w.lengths for w in spec.workloads),
-                "dataset_sha256": "none",
-                "items": sum(run.requests for run in runs),
-                "sizes": {w.name: w.lengths for w in spec.workloads},
-                "arrival": "; ".join(f"{w.name}: {w.arrival.process}" for w in spec.workloads),
-                "mix": ", ".join(w.name for w in spec.workloads),
-                "tenants": "; ".join(f"{w.name}: {w.tenants.count}" for w in spec.workloads),
-            },
-            "warmup": {"rounds": 0},
-            "rounds": len(used),
-            "order": "seed by seed",
-            "pause_s": 0.0,
-            "slo": {
-                f"{w.name}.{name}": 1000 * value
-                for w in spec.workloads
-                for name, value in w.slo.model_dump().items()
-                if value is not None
-            },
-            "raw_files": [
+            items=sum(run.requests for run in runs),
+            order="seed by seed",
+            raw_files=[
                 f"{RUNS}.jsonl",
                 PARQUET,
                 *(str(f.relative_to(folder.path)) for f in sorted(folder.path.glob("requests/*"))),
             ],
-        }
+            cpu_s=own.cpu_s,
+        )
     )
     return SimulationResult(folder, tuple(runs), tuple(policies), tuple(figures))
-
-
-def _config(variant: Variant) -> dict[str, object]:
-    return {
-        "use": variant.use,
-        "options": variant.options,
-        "engines": variant.engines,
-        "without": list(variant.without),
-    }
 
 
 def _row(run: Run) -> dict[str, object]:

@@ -31,6 +31,7 @@ class Sequence:
 
     __slots__ = (
         "aborted",
+        "admitted_at",
         "cached",
         "chain",
         "chain_after",
@@ -81,12 +82,19 @@ class Sequence:
         self.pinned = 0
         self.finish_step = 0
         self.since_step = 0
+        self.admitted_at = -1.0
         self.first_at = -1.0
         self.last_token_at = -1.0
         self.max_gap_s = 0.0
         self.cached = 0
         self.preemptions = 0
         self.aborted = False
+
+    def generated_by(self, step: int) -> int:
+        """Tokens generated when the engine has ended ``step`` steps."""
+        if self.phase is not Phase.DECODE:
+            return self.generated
+        return self.output - (self.finish_step - step)
 
 
 class Emission(NamedTuple):

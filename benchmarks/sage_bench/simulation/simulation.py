@@ -15,7 +15,7 @@ from sage_bench.simulation.flight import Flight, Job
 from sage_bench.simulation.gateway import Gateway, Journal, Surroundings
 from sage_bench.simulation.llm_engine import LlmEngine
 from sage_bench.simulation.records import Records
-from sage_bench.simulation.request_facts import RequestFacts
+from sage_bench.simulation.request_facts import Facts
 from sage_bench.simulation.sequence import Sequence as LlmSequence
 from sage_bench.workloads.sources import ClosedLoop, OpenLoop
 from sage_prefect.control_plane.events import (
@@ -51,7 +51,7 @@ class Simulation:
         sources: Sequence[OpenLoop | ClosedLoop],
         controllers: ControllerFactory,
         around: Surroundings,
-        facts: RequestFacts,
+        facts: Facts,
         faults: Sequence[Fault] = (),
         *,
         weights: Mapping[str, float] | None = None,
@@ -117,7 +117,7 @@ class Simulation:
         self.clients.begin()
         if around.staleness_s > 0:
             self.queue.push(around.staleness_s, self._on_scrape, None)
-        if around.progress_s > 0:
+        if around.progress_s > 0 and around.progress_by == "clock":
             self.queue.push(around.progress_s, self._on_progress, None)
 
     # -- what leaves the engines ----------------------------------------------------------

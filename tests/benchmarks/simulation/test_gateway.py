@@ -258,6 +258,27 @@ def test_progress_adds_up_to_the_answer() -> None:
     assert told
 
 
+def test_progress_by_chunks_is_told_at_tokens_and_counts_the_first() -> None:
+    _, heard = events_of(
+        scenario(progress_s=0.25, progress_by="chunks"), Progress, FirstToken, Done
+    )
+    told: dict[str, int] = {}
+    since: dict[str, float] = {}
+    for now, event in heard:
+        if isinstance(event, FirstToken):
+            told[event.request_id], since[event.request_id] = 0, now
+        elif isinstance(event, Progress):
+            assert event.chunks > 0
+            assert now - since[event.request_id] >= 0.25 - 1e-9
+            told[event.request_id] += event.chunks
+            since[event.request_id] = now
+        elif isinstance(event, Done) and event.request_id in told:
+            left = (event.output_tokens or 0) - told[event.request_id]
+            assert 0 <= left <= 9
+            assert now - since[event.request_id] < 0.25 or not left
+    assert any(told.values())
+
+
 def test_the_gateways_cost_delays_and_replicas_share_windows() -> None:
     free = assemble(scenario(), FIFO, 0).run()
     dear = assemble(scenario(gateway_ms=20.0), FIFO, 0).run()

@@ -1,0 +1,1 @@
+"""A live run through the real gateway, compared with its simulation."""

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server whose timing comes from the simulator's engines; faults on demand."""
