@@ -12,79 +12,42 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Collection, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterator
 from random import Random
-from typing import Any, ClassVar
+from typing import Any
 
-from sage_prefect.control_plane.admission import Drain, retry_after_s
+from sage_prefect.control_plane.admission import retry_after_s
 from sage_prefect.control_plane.engine_load import EngineLoad
-from sage_prefect.control_plane.engine_model import fleet_profile
-from sage_prefect.control_plane.engine_seconds import DEFAULT_OUTPUT, predicted_s, served_s, token_s
+from sage_prefect.control_plane.engine_seconds import DEFAULT_OUTPUT, served_s
 from sage_prefect.control_plane.events import (
     Band,
-    BandSpec,
     Done,
-    EngineGauges,
-    EngineProfile,
-    TenantSpec,
 )
-from sage_prefect.control_plane.hybrid_parameters import DEFAULT_BANDS, ORDER_S, HybridParameters
+from sage_prefect.control_plane.hybrid_parameters import ORDER_S, HybridParameters
 from sage_prefect.control_plane.ledger import EngineEntry, Ledger
-from sage_prefect.control_plane.prefix_index import PrefixIndex
-from sage_prefect.control_plane.queues import LAG_S, Accounts, BandQueue, ModelQueue
+from sage_prefect.control_plane.queues import BandQueue
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest
-from sage_prefect.control_plane.service_shares import ServiceShares
-from sage_prefect.control_plane.strategies.base import Refusal, SchedulingPolicy
-from sage_prefect.control_plane.strategies.engine_choice import EngineChoice
+from sage_prefect.control_plane.strategies.base import Refusal
+from sage_prefect.control_plane.strategies.engine_fleet import JUDGED_TOKENS, EngineFleet
 from sage_prefect.control_plane.strategies.model_pool import ModelPool
-from sage_prefect.control_plane.strategies.placement import Key, PlacementIndex
 
-_UNKNOWN_COST_S = 0.01
-_JUDGED_TOKENS = 8
-"""A mean over fewer tokens says little of the whole answer's."""
 _EXPLAINED = 8
 _PROMOTED_AT_ONCE = 1024  # per tick: the others follow with the next one
-_SHARED, _SPARED = 0.5, 0.9
-"""A call on a shared accelerator takes about half of it; of a promise so much may be used then."""
 
 
-class HybridSchedulingPolicy(SchedulingPolicy):
+class HybridSchedulingPolicy(EngineFleet):
     """The default policy; its parts can be switched off by ``parameters``."""
 
     name = "hybrid"
-    merges = True
-    parameters: ClassVar[HybridParameters] = HybridParameters()
 
     def __init__(
         self, ledger: Ledger, rng: Random, parameters: HybridParameters | None = None
     ) -> None:
-        super().__init__(ledger, rng)
-        self._parameters = parameters or self.parameters
-        self._bands = dict(DEFAULT_BANDS)
-        self._tenants: Mapping[str, TenantSpec] = {}
-        self._accounts = {band: Accounts() for band in Band}
-        self._pools: dict[str, ModelPool] = {}
-        self._loads: dict[str, EngineLoad] = {}
-        self._index = PrefixIndex()
-        self._shares = ServiceShares(self._parameters.over_share, self._parameters.over_least)
-        self._running: dict[str, int] = {}
-        self._parked: dict[str, list[tuple[ModelPool, BandQueue]]] = {}
-        """Tenants at their limit of running requests, and where they are passed over."""
-        self._least = PlacementIndex(ledger, _in_flight)
+        super().__init__(ledger, rng, parameters)
         self._ages: list[tuple[float, int, ScheduledRequest]] = []
         self._size = 0
-        self._now = 0.0
-        for entry in ledger:
-            self.engine_changed(entry)
 
-    def configure(self, bands: Mapping[Band, BandSpec], tenants: Mapping[str, TenantSpec]) -> None:
-        self._bands = {**DEFAULT_BANDS, **bands}
-        self._tenants = tenants
-        for tenant in list(self._parked):
-            self._unpark(tenant)
-
-    # -- the queue ------------------------------------------------------------------------
+    # -- the queue -------------------------------------------------------------------------
 
     def add(self, request: ScheduledRequest, now: float) -> None:
         self._now = now
@@ -178,88 +141,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
     def __len__(self) -> int:
         return self._size
 
-    # -- embedding and rerank calls, which executors queue and place ------------------------
-
-    def promise(self, request: ScheduledRequest, now: float) -> None:
-        request.band = request.info.band if self._parameters.bands else Band.INTERACTIVE
-        self._promise(request, now)
-
-    def age_limit_s(self, band: Band) -> float | None:
-        ages = self._parameters.bands and band > Band.CRITICAL
-        return self._bands[band].age_limit_s if ages else None
-
-    def allowed_wait_s(self, request: ScheduledRequest, now: float) -> float:
-        share = self._bands[request.band].reject_share
-        if not self._parameters.admission or share is None or request.ttft_slo_s == math.inf:
-            return math.inf
-        return share * (request.due - now)
-
-    def most_running(self, tenant: str) -> int | None:
-        spec = self._tenants.get(tenant)
-        return None if spec is None else spec.max_running
-
-    def debt_s(self, request: ScheduledRequest, queued_s: float) -> float:
-        if not self._parameters.fair:
-            return 0.0
-        accounts, tenant = self._accounts[request.band], self._tenants.get(request.info.tenant)
-        virtual = max(accounts.of(request.info.tenant).virtual, accounts.present - LAG_S)
-        return max(0.0, virtual + queued_s / (tenant.weight if tenant else 1.0) - accounts.present)
-
-    def charge(self, request: ScheduledRequest, seconds: float) -> None:
-        accounts = self._accounts[request.band]
-        account = accounts.of(self._flow(request))
-        if seconds > 0:
-            account.virtual = max(account.virtual, accounts.present - LAG_S)
-        self._charge(request, seconds)
-        if seconds > 0:
-            accounts.present = max(accounts.present, account.virtual)
-
-    def is_crowded(self, entry: EngineEntry, now: float) -> bool:
-        load = self._loads.get(entry.name)
-        if load is None or not load.latency or not load.model.known:
-            return False
-        promise = min(load.tightest_tpot(), self._pool(entry.spec.models[0]).choice.promise_s)
-        tpot = load.model.tpot_s(load.running, load.context, load.prefill_rate(now))
-        return tpot / (1.0 - _SHARED) > _SPARED * promise
-
-    # -- engines --------------------------------------------------------------------------
-
-    def engine_changed(self, entry: EngineEntry) -> None:
-        load = self._loads.get(entry.name)
-        if load is None or load.entry is not entry:
-            load = self._loads[entry.name] = EngineLoad(
-                entry, self._parameters.window, self._fleet(entry)
-            )
-            if len(self._loads) == self._parameters.scan + 1:
-                # From now on not all are looked at, and this index is kept.
-                self._least = PlacementIndex(self.ledger, _in_flight)
-            self._index.set_capacity(entry.name, entry.spec.kv_tokens)
-        load.respect(entry.spec)
-        if entry.leaving or not load.is_well:
-            load.batch_preferred = False
-            self._index.forget(entry.name)
-            self._index.set_capacity(entry.name, entry.spec.kv_tokens)
-        models = () if entry.leaving else entry.spec.models
-        for model, pool in self._pools.items():
-            if entry.name in pool.loads and model not in models:
-                del pool.loads[entry.name]
-        for model in models:
-            pool = self._pool(model)
-            pool.loads[entry.name] = load
-            pool.touched = True
-        self.load_changed(entry)
-
-    def load_changed(self, entry: EngineEntry) -> None:
-        if len(self._loads) > self._parameters.scan:
-            self._least.update(entry)
-        if entry.leaving and not entry.running:
-            self._loads.pop(entry.name, None)
-            self._index.forget(entry.name)
-            return
-        for model in entry.spec.models:
-            pool = self._pools.get(model)
-            if pool is not None:
-                pool.touched = True
+    # -- into and out of engines -----------------------------------------------------------
 
     def adopt(self, request: ScheduledRequest, entry: EngineEntry, now: float) -> None:
         pool = self._pool(request.info.model)
@@ -270,35 +152,6 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         self._enter(request, self._loads[entry.name], prompt, now)
         if request.first_token_at is not None:
             self._loads[entry.name].first_token(request, now)
-
-    def first_token(self, request: ScheduledRequest, now: float) -> bool:
-        load = self._loads.get(request.engine or "")
-        if load is None:
-            return False
-        inside = now - request.dispatched_at
-        n, context = request.load_at_dispatch
-        if load.is_well:
-            load.model.saw_ttft(
-                inside, request.prefill_ahead, request.uncached, n, context, load.budget
-            )
-        load.first_token(request, now)
-        request.progress_at = now
-        if request.band is not Band.BATCH and request.ttft_slo_s < math.inf:
-            load.window.saw_ttft((now - request.arrived) / request.ttft_slo_s)
-        return self._touch(request)
-
-    def progressed(self, request: ScheduledRequest, chunks: int, now: float) -> bool:
-        load = self._loads.get(request.engine or "")
-        if load is None or chunks < 1:
-            return False
-        load.grow(request, chunks)
-        # While it is inside, a whole answer is always still to come: nobody knows when it ends, and
-        # service is even at any time this way (Jain's index 0.985; 0.977 if made even at its end).
-        more = token_s(load.model, request) * chunks
-        self._charge(request, more)
-        request.cost_s += more
-        self._saw_pace(request, load, chunks, now)
-        return False
 
     def left(
         self, request: ScheduledRequest, entry: EngineEntry, done: Done | None, now: float
@@ -314,7 +167,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         if done is not None:
             self._index_learn(request, entry, done)
             served = served_s(load.model, request, done)
-            if done.output_tokens is not None and done.output_tokens > _JUDGED_TOKENS:
+            if done.output_tokens is not None and done.output_tokens > JUDGED_TOKENS:
                 self._judge_pace(request, load, done.output_tokens - 1, now)
             pool = self._pools.get(request.info.model)
             if request.band is not Band.BATCH and pool is not None:
@@ -328,17 +181,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             self._unpark(request.info.tenant)
         self._touch(request)
 
-    def refused(self, entry: EngineEntry, now: float) -> None:
-        load = self._loads.get(entry.name)
-        if load is not None:
-            load.window.refused(load.running)
-
-    def reported(self, entry: EngineEntry, gauges: EngineGauges, now: float) -> None:
-        load = self._loads.get(entry.name)
-        if load is not None and gauges.preemptions is not None:
-            load.saw_preemptions(gauges.preemptions)
-
-    # -- time -----------------------------------------------------------------------------
+    # -- time ------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
         self._now = now
@@ -358,7 +201,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
     def wake_at(self, now: float) -> float:
         return now + self._parameters.tick if self._size else math.inf
 
-    # -- explaining -----------------------------------------------------------------------
+    # -- explaining ------------------------------------------------------------------------
 
     def candidates(self, request: ScheduledRequest) -> list[dict[str, Any]]:
         pool = self._pools.get(request.info.model)
@@ -385,7 +228,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         pool = self._pools[request.info.model]
         return [(load.entry.name, score) for load, score, _ in pool.choice.looked_at]
 
-    # -- inside: who ----------------------------------------------------------------------
+    # -- inside: who -----------------------------------------------------------------------
 
     def _pick(self, pool: ModelPool, now: float) -> tuple[ScheduledRequest, EngineEntry] | None:
         pool.adapt(now)
@@ -440,46 +283,6 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             return head, load.entry
         return None
 
-    def _is_full(self, request: ScheduledRequest) -> bool:
-        tenant = self._tenants.get(request.info.tenant)
-        if tenant is None or tenant.max_running is None:
-            return False
-        return self._running.get(request.info.tenant, 0) >= tenant.max_running
-
-    def _unpark(self, tenant: str) -> None:
-        for pool, queue in self._parked.pop(tenant):
-            queue.unpark(tenant)
-            pool.touched = True
-
-    def _candidates(
-        self, pool: ModelPool, request: ScheduledRequest, now: float
-    ) -> Collection[EngineLoad]:
-        loads = pool.loads
-        if len(loads) > self._parameters.scan:
-            loads = self._sample(loads, request)
-        for load in loads.values():
-            if load.assumed or load.prefill:
-                load.look(now)
-        return loads.values()
-
-    def _sample(
-        self, loads: dict[str, EngineLoad], request: ScheduledRequest
-    ) -> dict[str, EngineLoad]:
-        """Of many engines: the least loaded, two at random, the holders of its prefix."""
-        model = request.info.model
-        members = self.ledger.members(model)
-        names = [self.rng.choice(members).name, self.rng.choice(members).name]
-        least = self._least.best(model, request.tried)
-        if least is not None:
-            names.append(least.name)
-        chosen = {name: loads[name] for name in names if name in loads}
-        prefix = request.info.prefix
-        if prefix and self._parameters.prefix:
-            for name in self._index.holders(prefix):
-                if name in loads:
-                    chosen[name] = loads[name]
-        return chosen
-
     def _promote(self, request: ScheduledRequest, queue: BandQueue, now: float) -> None:
         """Up by one band, if its tenant was not served for the age limit; it keeps its tenant, is
         charged there, and is as urgent as a new one."""
@@ -505,50 +308,6 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         request.ages_at = at
         heapq.heappush(self._ages, (at, request.seq, request))
 
-    # -- inside: books --------------------------------------------------------------------
-
-    def _pool(self, model: str) -> ModelPool:
-        pool = self._pools.get(model)
-        if pool is None:
-            parts = self._parameters
-            queue = ModelQueue(
-                model, self._accounts, by_deadline=parts.by_deadline, fair=parts.fair
-            )
-            choice = EngineChoice(parts, self._index, self.rng)
-            engines = self.ledger.pool(model)
-            drain = Drain(parts.drain_tau, float(max(1, len(engines))), self._now)
-            pool = self._pools[model] = ModelPool(queue, choice, drain)
-            for name in engines:
-                if name in self._loads:
-                    pool.loads[name] = self._loads[name]
-        return pool
-
-    def _promise(self, request: ScheduledRequest, now: float) -> None:
-        spec, info = self._bands[request.band], request.info
-        ttft = info.ttft_slo_s or spec.ttft_slo_s
-        tpot = info.tpot_slo_s or spec.tpot_slo_s
-        request.ttft_slo_s = ttft if ttft is not None else math.inf
-        request.tpot_slo_s = tpot if tpot is not None else math.inf
-        due = request.arrived + (ORDER_S[request.band] if ttft is None else ttft)
-        if info.deadline is not None:
-            due = min(due, info.deadline)
-        request.due = due
-
-    def _fleet(self, entry: EngineEntry) -> EngineProfile | None:
-        """What engines of the same device have learned that serve one of its models."""
-        like = (
-            load.model
-            for model in entry.spec.models
-            if model in self._pools
-            for load in islice(self._pools[model].loads.values(), self._parameters.scan)
-            if load.entry.spec.device == entry.spec.device
-        )
-        return fleet_profile(like)
-
-    def _cost_s(self, pool: ModelPool, request: ScheduledRequest) -> float:
-        load = next(iter(pool.loads.values()), None)
-        return _UNKNOWN_COST_S if load is None else predicted_s(load.model, request)
-
     def _enter(
         self, request: ScheduledRequest, load: EngineLoad, uncached: float, now: float
     ) -> None:
@@ -572,49 +331,3 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         accounts = self._accounts[request.band]
         accounts.present = max(accounts.present, accounts.of(self._flow(request)).virtual)
         self._charge(request, request.cost_s)
-
-    def _flow(self, request: ScheduledRequest) -> str:
-        return request.info.tenant if self._parameters.fair else ""
-
-    def _charge(self, request: ScheduledRequest, seconds: float) -> None:
-        tenant = self._tenants.get(request.info.tenant)
-        weight = tenant.weight if tenant is not None else 1.0
-        self._accounts[request.band].of(self._flow(request)).charge(seconds / weight)
-
-    def _index_learn(self, request: ScheduledRequest, entry: EngineEntry, done: Done) -> None:
-        if done.cached_tokens is not None:
-            self._index.learn(entry.name, request.cached, done.cached_tokens)
-
-    def _saw_pace(
-        self, request: ScheduledRequest, load: EngineLoad, chunks: int, now: float
-    ) -> None:
-        took = now - request.progress_at
-        request.progress_at = now
-        if took <= 0:
-            return
-        if load.is_well and load.is_clean(now - took):
-            load.model.saw_step(took / chunks, load.running, load.context)
-            load.sampled_at = now
-        if request.chunks >= _JUDGED_TOKENS:
-            self._judge_pace(request, load, request.chunks, now)
-
-    def _judge_pace(
-        self, request: ScheduledRequest, load: EngineLoad, tokens: int, now: float
-    ) -> None:
-        """Hold a latency request's mean time per token so far against its promise."""
-        if request.band is Band.BATCH or request.tpot_slo_s == math.inf:
-            return
-        if request.first_token_at is not None and tokens > 0:
-            pace = (now - request.first_token_at) / tokens
-            load.window.saw_tpot(pace / request.tpot_slo_s)
-
-    def _touch(self, request: ScheduledRequest) -> bool:
-        pool = self._pools.get(request.info.model)
-        if pool is None or not pool.queue.size:
-            return False
-        pool.touched = True
-        return True
-
-
-def _in_flight(entry: EngineEntry) -> Key:
-    return (len(entry.running) / entry.spec.max_concurrency, entry.last_turn)
