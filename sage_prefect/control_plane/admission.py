@@ -11,6 +11,8 @@ import math
 
 from sage_prefect.control_plane.events import Band
 
+_BANDS = len(Band)
+
 
 class Drain:
     """Engine-seconds of queued work per band, and how fast they go.
@@ -31,8 +33,9 @@ class Drain:
     def drained(self, band: Band, cost_s: float, now: float) -> None:
         """So much queued work of ``band`` has gone into an engine."""
         self._forget(now)
-        for at in range(band, len(Band)):
-            self._rate[at] += cost_s / self._tau
+        rate, more = self._rate, cost_s / self._tau
+        for at in range(band, _BANDS):
+            rate[at] += more
 
     def wait_s(self, band: Band, ahead_s: float, now: float, floor: float) -> float:
         """Predicted wait of a request that has just joined ``band``; more urgent bands go first.
@@ -50,7 +53,8 @@ class Drain:
     def _forget(self, now: float) -> None:
         if now > self._at:
             keep = math.exp((self._at - now) / self._tau)
-            self._rate = [rate * keep for rate in self._rate]
+            critical, interactive, standard, batch = self._rate
+            self._rate = [critical * keep, interactive * keep, standard * keep, batch * keep]
             self._at = now
 
 

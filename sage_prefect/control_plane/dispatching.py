@@ -90,52 +90,54 @@ class Dispatching:
     def _pump(self, now: float) -> list[Action]:
         actions: list[Action] = []
         policy, book = self.policy, self._book
+        if not book.queued and not self._lane.members:
+            return actions
         if len(policy):
             while (picked := policy.next_dispatch(now)) is not None:
                 request, entry = picked
-                info = request.info
                 book.dequeue(request)
                 if request.give_up_at <= now:
                     policy.left(request, entry, None, now)  # it had booked it there
                     actions.append(book.refuse_late(request, now))
                     continue
-                request.note(
-                    now,
-                    "dispatched",
-                    engine=entry.spec.name,
-                    policy=policy.name,
-                    scores=policy.scores(request),
-                )
-                self.ledger.charge(entry.spec.name, info.request_id)
-                request.state = "running"
-                request.engine = entry.spec.name
-                request.attempts += 1
-                self._load_changed(entry)
-                actions.append(Dispatch(info.request_id, entry.spec.name, request.attempts))
-        if len(self._lane):
+                actions.append(self._dispatch(request, entry, now))
+        self._pump_lane(actions, now)
+        return actions
+
+    def _pump_lane(self, actions: list[Action], now: float) -> None:
+        if self._lane.members:
             # A batch would take along what nobody wants any more.
             actions += self._give_up_late(now)
             actions += self._lane.pump(now)
-        if len(policy) or len(self._lane):
+        if self._lane.members or len(self.policy):
             self._arm(actions, now)
-        return actions
 
-    def _load_changed(self, entry: EngineEntry) -> None:
-        self.policy.load_changed(entry)
+    def _dispatch(self, request: ScheduledRequest, entry: EngineEntry, now: float) -> Dispatch:
+        """The policy has taken it out of its queue for this engine."""
+        policy, engine, request_id = self.policy, entry.spec.name, request.info.request_id
+        details = {"engine": engine, "policy": policy.name, "scores": policy.scores(request)}
+        request.notes.append((now, "dispatched", details))
+        self.ledger.charge(engine, request_id)
+        request.state = "running"
+        request.engine = engine
+        request.attempts += 1
+        policy.load_changed(entry)
         self._lane.load_changed(entry)
+        return Dispatch(request_id, engine, request.attempts)
 
     def _settle(self, request: ScheduledRequest, done: Done | None = None) -> EngineEntry:
         if request.engine is None:
             raise RuntimeError(f"request {request.request_id!r} runs nowhere. This is a bug.")
         entry = self.ledger.settle(request.engine, request.info.request_id)
         self.policy.left(request, entry, done, self._now)
-        self._load_changed(entry)
+        self.policy.load_changed(entry)
+        self._lane.load_changed(entry)
         return entry
 
     def _in_engine(self, request_id: str) -> ScheduledRequest | None:
         """The request of this id, if it is inside an engine by itself, not in a batch."""
         request = self._book.live.get(request_id)
-        if request is None or request.state != "running" or request_id in self._lane:
+        if request is None or request.state != "running" or request_id in self._lane.members:
             return None
         return request
 
@@ -145,9 +147,12 @@ class Dispatching:
         self._book.enqueue(request, now)
         self._queue(request, now)
 
+    def _is_merged(self, request: ScheduledRequest) -> bool:
+        return request.info.kind in _MERGED_KINDS and self.policy.merges
+
     def _queue(self, request: ScheduledRequest, now: float) -> None:
         """Into the queue that its kind has under the policy in force."""
-        if self.policy.merges and request.info.kind in _MERGED_KINDS:
+        if self._is_merged(request):
             self._lane.add(request, now)
         else:
             self.policy.add(request, now)

@@ -19,7 +19,7 @@ class DrainRate:
 
     def count(self, now: float) -> None:
         """A request has been answered."""
-        self._rate = self._now(now) + 1.0 / _TAU_S
+        self._rate = self._rate * math.exp(-(now - self._at) / _TAU_S) + 1.0 / _TAU_S
         self._at = now
 
     def retry_after(self, queued: int, now: float) -> int:

@@ -66,7 +66,8 @@ class EmbeddingLane:
         self._book = book
         self._now = -math.inf
         self._executors = ExecutorPool(ledger, self._is_crowded)
-        self._members: dict[str, LaneMember] = {}
+        self.members: dict[str, LaneMember] = {}
+        """Queued and running requests by id."""
         self._batches: dict[int, _OpenBatch] = {}
         self._ages: AgeHeap[LaneMember] = AgeHeap(self._is_here)
         self._waits = StandingWait()
@@ -77,14 +78,14 @@ class EmbeddingLane:
 
     def __len__(self) -> int:
         """Queued and running requests."""
-        return len(self._members)
+        return len(self.members)
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._members
+        return request_id in self.members
 
     def story(self, request_id: str) -> dict[str, Any]:
         """For ``explain``: where the inputs of a request are; empty for one that is not here."""
-        member = self._members.get(request_id)
+        member = self.members.get(request_id)
         return {} if member is None else member.executor.story(request_id)
 
     def candidates(self, request: ScheduledRequest, now: float) -> list[dict[str, object]]:
@@ -99,7 +100,7 @@ class EmbeddingLane:
         self.policy.promise(request, now)
         executor = self._executors.of(request.info.model)
         member = LaneMember(request, executor, 0.0, since=now)
-        self._members[request.request_id] = member
+        self.members[request.request_id] = member
         self._fresh.append(member)
         if self._gate.come(member):
             self._enter(member)
@@ -126,7 +127,7 @@ class EmbeddingLane:
         Returns:
             AbortBatch for each batch that nobody waits for now. Their books are closed.
         """
-        member = self._members[request.request_id]
+        member = self.members[request.request_id]
         orphaned = member.executor.remove(request.request_id) if member.inside else ()
         self._forget(member)
         return [action for batch_id in orphaned for action in self._abort(batch_id, reason)]
@@ -188,7 +189,7 @@ class EmbeddingLane:
             actions = self._failed(batch, event, now)
         for member, _ in batch.members:
             member.batches.discard(event.batch_id)
-            if self._members.get(member.request.request_id) is member and not member.batches:
+            if self.members.get(member.request.request_id) is member and not member.batches:
                 actions += self._queue_again(member, now)
         self._executors.touch(batch.executor.model)
         self._executors.forget_idle(batch.executor.model)
@@ -236,7 +237,7 @@ class EmbeddingLane:
         batch = _OpenBatch(executor, engine, [], self.policy)
         self._batches[batch_id] = batch
         for name, seconds in executor.charges(batch_id).items():
-            member = self._members[name]
+            member = self.members[name]
             request = member.request
             if request.state == "queued":
                 self._book.dequeue(request)
@@ -266,8 +267,8 @@ class EmbeddingLane:
         for member, _ in batch.members:
             member.begun = True
         for name in batch.executor.batch_done(event.batch_id, now, tokens):
-            request = self._members[name].request
-            self._forget(self._members[name])
+            request = self.members[name].request
+            self._forget(self.members[name])
             self._book.drained.count(now)
             request.note(now, "done")
             self._book.end(request, "done")
@@ -299,8 +300,8 @@ class EmbeddingLane:
                 member.request.tried |= {event.engine}
         self._close(event.batch_id)
         for name in outcome.failed:
-            request = self._members[name].request
-            self._forget(self._members[name])
+            request = self.members[name].request
+            self._forget(self.members[name])
             self._book.end(request, "failed")
             actions.append(batch_failure_reply(request.request_id, event))
         for batch_id in outcome.orphaned:
@@ -345,7 +346,7 @@ class EmbeddingLane:
         if member.request.state == "running":
             self.running -= 1
         self._uncount_cost(member)
-        del self._members[member.request.request_id]
+        del self.members[member.request.request_id]
         entered = self._gate.leave(member, self._is_here)
         if entered is not None:
             self._enter(entered)
@@ -368,12 +369,12 @@ class EmbeddingLane:
         return self.policy.most_running(tenant)
 
     def _is_here(self, member: LaneMember) -> bool:
-        return self._members.get(member.request.request_id) is member
+        return self.members.get(member.request.request_id) is member
 
     def _queued(self, wanted: Callable[[LaneMember], bool]) -> list[ScheduledRequest]:
         found = [
             member.request
-            for member in self._members.values()
+            for member in self.members.values()
             if member.request.state == "queued" and wanted(member)
         ]
         return sorted(found, key=lambda request: request.seq)

@@ -30,8 +30,6 @@ class EngineLoad:
 
     __slots__ = (
         "_dirty_at",
-        "_front",
-        "_front_at",
         "_promises",
         "_rate",
         "_rate_at",
@@ -42,6 +40,8 @@ class EngineLoad:
         "budget",
         "context",
         "entry",
+        "front",
+        "front_at",
         "growth",
         "kv_limit",
         "kv_tokens",
@@ -75,8 +75,9 @@ class EngineLoad:
         """Uncached prompt tokens of requests without a first token."""
         self.pending = 0.0
         """What is left of them, when last looked at: the first in line is partly through."""
-        self._front = 0.0
-        self._front_at = -math.inf
+        self.front = 0.0
+        """Tokens of the first in line, when its turn came."""
+        self.front_at = -math.inf
         self.waiting = 0
         """Requests without a first token."""
         self.context = 0.0
@@ -157,9 +158,10 @@ class EngineLoad:
         self.growth += growth
         request.uncached = uncached
         request.context = kv
-        if not self.waiting:
-            self._front, self._front_at = uncached, now
-        self.look(now)
+        if self.waiting:
+            self.look(now)
+        else:
+            self.front, self.front_at, self.pending = uncached, now, 0.0
         # Nothing ahead is a measurement of prefill alone: a guess of nothing is not.
         request.prefill_ahead = max(1.0, self.pending) if self.waiting else 0.0
         request.load_at_dispatch = (self.latency + self.batch, self.context)
@@ -181,10 +183,11 @@ class EngineLoad:
             self.latency += 1
             if request.tpot_slo_s < _NO_PROMISE:
                 self._promises[request.tpot_slo_s] += 1
-        if self.running >= self.window.size - 1:
-            self.window.full = True
-        if self.batch >= self.window.batch:
-            self.window.full_batch = True
+        window = self.window
+        if self.latency + self.batch >= window.size - 1:
+            window.full = True
+        if self.batch >= window.batch:
+            window.full_batch = True
 
     def look(self, now: float) -> None:
         """Bring up to date what only time tells."""
@@ -196,7 +199,7 @@ class EngineLoad:
         model = self.model
         step = model.c0 + model.b * (self.latency + self.batch) + model.g * self.context
         token_s = model.kt * (model.a + step / self.budget)
-        self.pending = self.prefill - min(self._front, (now - self._front_at) / token_s)
+        self.pending = self.prefill - min(self.front, (now - self.front_at) / token_s)
 
     def assume(self, now: float) -> None:
         """Take the prompts to be through whose time has come and that will not say so."""
@@ -214,8 +217,8 @@ class EngineLoad:
         self.prefill = max(0.0, self.prefill - request.uncached) if self.waiting else 0.0
         self.pending = self.prefill
         # Engines take prompts in order; whose turn it is now is not kept: one of mean length.
-        self._front = self.prefill / self.waiting if self.waiting else 0.0
-        self._front_at = now
+        self.front = self.prefill / self.waiting if self.waiting else 0.0
+        self.front_at = now
         self._dirty_at = now
 
     def grow(self, request: ScheduledRequest, tokens: int) -> None:

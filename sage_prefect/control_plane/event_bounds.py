@@ -39,7 +39,7 @@ def bounded_request(info: RequestInfo) -> RequestInfo:
         and (ttft is None or 0 < ttft <= MAX_NUMBER)
         and (tpot is None or 0 < tpot <= MAX_NUMBER)
         and (info.deadline is None or -FAR <= info.deadline <= FAR)
-        and all(0 <= tokens <= MAX_TOKENS for tokens in info.inputs)
+        and (not info.inputs or all(0 <= tokens <= MAX_TOKENS for tokens in info.inputs))
     ):
         return info
     deadline = info.deadline
@@ -60,7 +60,11 @@ def bounded_request(info: RequestInfo) -> RequestInfo:
 def bounded_done(done: Done) -> Done:
     """``done`` without the counts that cannot be true: they count as not reported."""
     prompt, output, cached = done.prompt_tokens, done.output_tokens, done.cached_tokens
-    if is_count(prompt) and is_count(output) and is_count(cached):
+    if (
+        (prompt is None or 0 <= prompt <= MAX_TOKENS)
+        and (output is None or 0 <= output <= MAX_TOKENS)
+        and (cached is None or 0 <= cached <= MAX_TOKENS)
+    ):
         return done
     return replace(
         done,

@@ -71,6 +71,8 @@ class ExecutorPool:
 
     def load_changed(self, entry: EngineEntry) -> None:
         """An engine took or finished a call: others that share its window may have more or less."""
+        if not self._of_engine:
+            return
         for model in self._of_engine.get(entry.name, ()):
             executor = self._executors[model]
             slots = self._free_slots(executor, entry)

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 from sage_prefect.control_plane.events import EngineSpec, EngineState
 
-_SERVING = (EngineState.READY, EngineState.WARMING)
+_READY, _WARMING = EngineState.READY, EngineState.WARMING
+_SERVING = (_READY, _WARMING)
+_NO_POOL: dict[str, EngineEntry] = {}
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +43,15 @@ class EngineEntry:
     def in_flight(self) -> int:
         """Calls inside it."""
         return len(self.running) + len(self.batches)
+
+    def has_room(self) -> bool:
+        """Whether it may take a call now."""
+        state = self.state
+        return (
+            len(self.running) + len(self.batches) < self.spec.max_concurrency
+            and (state is _READY or state is _WARMING)
+            and not self.leaving
+        )
 
     @property
     def room(self) -> int:
@@ -73,7 +84,7 @@ class Ledger:
 
     def pool(self, model: str) -> Mapping[str, EngineEntry]:
         """The engines that serve ``model``, whatever their state; empty for an unknown model."""
-        return self._pools.get(model, {})
+        return self._pools.get(model, _NO_POOL)
 
     def members(self, model: str) -> tuple[EngineEntry, ...]:
         """The engines of :meth:`pool`, to be drawn from by number."""
@@ -152,8 +163,10 @@ class Ledger:
         Raises:
             RuntimeError: the window is full or the engine takes nothing: a policy broke its word.
         """
-        entry = self._with_room(engine, request_id, request_id in self._engines[engine].running)
-        entry.running.add(request_id)
+        entry = self._engines[engine]
+        running = entry.running
+        self._take_turn(entry, request_id, request_id in running)
+        running.add(request_id)
         return entry
 
     def charge_batch(self, engine: str, batch_id: int) -> EngineEntry:
@@ -162,7 +175,8 @@ class Ledger:
         Raises:
             RuntimeError: the window is full or the engine takes nothing: an executor has a bug.
         """
-        entry = self._with_room(engine, batch_id, batch_id in self._engines[engine].batches)
+        entry = self._engines[engine]
+        self._take_turn(entry, batch_id, batch_id in entry.batches)
         entry.batches.add(batch_id)
         return entry
 
@@ -179,7 +193,8 @@ class Ledger:
             )
         entry.running.remove(request_id)
         entry.version += 1
-        self._forget_if_gone(entry)
+        if entry.leaving:
+            self._forget_if_gone(entry)
         return entry
 
     def settle_batch(self, engine: str, batch_id: int) -> EngineEntry:
@@ -198,18 +213,16 @@ class Ledger:
 
     # -- inside ---------------------------------------------------------------------------
 
-    def _with_room(self, engine: str, what: str | int, is_inside: bool) -> EngineEntry:
-        entry = self._engines[engine]
-        if entry.room < 1 or is_inside:
+    def _take_turn(self, entry: EngineEntry, what: str | int, is_inside: bool) -> None:
+        if is_inside or not entry.has_room():
             raise RuntimeError(
-                f"dispatch of {what!r} to engine {engine!r} over its window "
+                f"dispatch of {what!r} to engine {entry.name!r} over its window "
                 f"({entry.in_flight}/{entry.spec.max_concurrency}, {entry.state.value}). "
                 "This is a bug."
             )
         self._turn += 1
         entry.last_turn = self._turn
         entry.version += 1
-        return entry
 
     def _leave_accelerator(self, entry: EngineEntry) -> None:
         shared = self._accelerators.get(entry.spec.accelerator or "")

@@ -95,9 +95,11 @@ class ControlPlaneManager(EngineEvents, ConfigurationEvents):
         # A clock that steps back, or shows no time, stands still here: no wait is ever negative.
         if self._now < now <= FAR:
             self._now = now
-        elif self._now == -math.inf:
-            self._now = 0.0
-        return self._handlers[type(event)](event, self._now)
+        else:
+            if self._now == -math.inf:
+                self._now = 0.0
+            now = self._now
+        return self._handlers[type(event)](event, now)
 
     # -- requests --------------------------------------------------------------------------
 
@@ -116,9 +118,17 @@ class ControlPlaneManager(EngineEvents, ConfigurationEvents):
         if info.deadline is not None and info.deadline <= now:
             message = "The request's deadline had passed already."
             return [book.refuse(request, now, 504, "deadline_exceeded", message)]
-        self._enqueue(request, now)
+        if self._is_merged(request):
+            self._enqueue(request, now)
+        elif (entry := self.policy.arrive(request, now)) is not None:
+            dispatched: list[Action] = [self._dispatch(request, entry, now)]
+            if self._lane.members:
+                self._pump_lane(dispatched, now)
+            return dispatched
+        else:
+            book.enqueue(request, now)
         actions = self._pump(now)
-        if not request.is_queued:
+        if request.state != "queued":
             return actions
         tenant = self._tenants.get(info.tenant)
         cap = book.over_cap(request, None if tenant is None else tenant.max_queued)
@@ -166,12 +176,12 @@ class ControlPlaneManager(EngineEvents, ConfigurationEvents):
             return self._ignore()
         event = bounded_done(event)
         self._settle(request, event).answered = True
-        self._book.drained.count(now)
-        request.note(
-            now, "done", prompt_tokens=event.prompt_tokens, output_tokens=event.output_tokens
-        )
-        self._book.end(request, "done")
-        return self._pump(now)
+        book = self._book
+        book.drained.count(now)
+        details = {"prompt_tokens": event.prompt_tokens, "output_tokens": event.output_tokens}
+        request.notes.append((now, "done", details))
+        book.end(request, "done")
+        return self._pump(now) if book.queued or self._lane.members else []
 
     def _on_failed(self, event: Failed, now: float) -> list[Action]:
         request = self._in_engine(event.request_id)

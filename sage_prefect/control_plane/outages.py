@@ -109,4 +109,7 @@ class Outages:
 
 def may_serve(pool: Mapping[str, EngineEntry]) -> bool:
     """Whether some engine of the pool takes requests, or will when it is up."""
-    return any(entry.state in MAY_SERVE for entry in pool.values())
+    for entry in pool.values():  # noqa: SIM110 - at each arrival, and the first one says it mostly
+        if entry.state in MAY_SERVE:
+            return True
+    return False

@@ -60,6 +60,16 @@ class PrefixIndex:
             return 0.0
         return self._depth(cache, prefix) * PREFIX_BLOCK_TOKENS * cache.hit_ratio
 
+    def cached_by_engine(self, prefix: tuple[int, ...]) -> dict[str, float]:
+        """:meth:`cached_tokens` of the engines that hold some of a prefix; the others hold none."""
+        caches = self._caches
+        return {
+            engine: self._depth(caches[engine], prefix)
+            * PREFIX_BLOCK_TOKENS
+            * caches[engine].hit_ratio
+            for engine in self._holders.get(prefix[0], ())
+        }
+
     def holders(self, prefix: tuple[int, ...], limit: int = 3) -> list[str]:
         """Engines with the longest known prefix, at most ``limit``."""
         low, high = 0, len(prefix)
@@ -77,9 +87,10 @@ class PrefixIndex:
         if cache is None:
             return
         # From the end: the beginning, which others share, is forgotten last (as engines do).
+        blocks = cache.blocks
         for block in reversed(prefix):
-            if block in cache.blocks:
-                cache.blocks.move_to_end(block)
+            if block in blocks:
+                blocks.move_to_end(block)
                 continue
             holders = self._holders.setdefault(block, {})
             if len(holders) >= HOLDERS_PER_BLOCK:
@@ -88,7 +99,7 @@ class PrefixIndex:
                 del holders[loser]
                 self._caches[loser].blocks.pop(block, None)
             holders[engine] = None
-            cache.blocks[block] = None
+            blocks[block] = None
         self._shrink(engine, cache)
 
     def learn(self, engine: str, expected: float, reported: int) -> None:

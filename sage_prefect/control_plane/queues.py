@@ -89,6 +89,14 @@ class Accounts:
             account.virtual = self.present
         return account
 
+    def lift(self, tenant: str) -> Account:
+        """The account of a tenant that comes: it is behind the present by a small lag at most."""
+        account = self.by_tenant.get(tenant) or self.of(tenant)
+        least = self.present - LAG_S
+        if account.virtual < least:
+            account.virtual = least
+        return account
+
     def ahead_s(self, account: Account, weight: float) -> float:
         """Engine-seconds of this band that go before, or with, what a tenant has queued: all of its
         own, and what each other backlogged tenant gets meanwhile, if it has as much."""

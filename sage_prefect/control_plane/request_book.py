@@ -48,7 +48,7 @@ class RequestBook:
 
     def open(self, info: RequestInfo, now: float) -> ScheduledRequest:
         """A request has arrived; its id is not among the live ones."""
-        request = ScheduledRequest(info, self._seq, now)
+        request = ScheduledRequest(info, self._seq, now, queued_at=now)
         self._seq += 1
         self.live[info.request_id] = request
         return request

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sage_prefect.control_plane.events import Band, RequestInfo
 
+Told = Callable[[], object]
+"""A detail of a note that is worked out only when somebody asks."""
 State = Literal["queued", "running", "done", "failed", "rejected", "cancelled"]
 
 
@@ -59,7 +62,7 @@ class ScheduledRequest:
     waits_in: Any = None
     """The queue that holds it, if any."""
     notes: list[tuple[float, str, dict[str, Any]]] = field(default_factory=list)
-    """What ``explain`` tells: (time, what happened, details)."""
+    """What ``explain`` tells: (time, what happened, details, some of which are ``Told``)."""
 
     @property
     def request_id(self) -> str:
@@ -83,7 +86,11 @@ class ScheduledRequest:
             "engine": self.engine,
             "attempts": self.attempts,
             "decisions": [
-                {"at_s": round(at - self.arrived, 6), "what": what, **details}
+                {"at_s": round(at - self.arrived, 6), "what": what, **_told(details)}
                 for at, what, details in self.notes
             ],
         }
+
+
+def _told(details: dict[str, Any]) -> dict[str, Any]:
+    return {name: one() if callable(one) else one for name, one in details.items()}

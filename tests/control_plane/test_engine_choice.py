@@ -57,9 +57,9 @@ def engine(
             band=Band.INTERACTIVE if number < latency else Band.BATCH,
             tpot_slo_s=promise if number < latency else math.inf,
         )
-        load.enter(inside, prompt if number == 0 else 0.0, kv, 0.0)
+        load.enter(inside, prompt if number == 0 else 0.0, kv, NOW)
         if number or not prompt:
-            load.first_token(inside, 0.0)
+            load.first_token(inside, NOW)
         entry.running.add(inside.request_id)
     return load
 
@@ -130,7 +130,7 @@ def test_not_behind_more_prefill_than_one_iteration_takes() -> None:
         load = engine("e", max_batch_tokens=1000)
         for number in range(count):
             inside = ScheduledRequest(RequestInfo(f"w{number}", "m", stream=True), number, 0.0)
-            load.enter(inside, tokens / count, 1.0, 0.0)
+            load.enter(inside, tokens / count, 1.0, NOW)
         return load
 
     over = PARAMETERS.waiting + 1

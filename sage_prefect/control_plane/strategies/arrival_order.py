@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import heapq
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from random import Random
 from typing import Any
 
 from sage_prefect.control_plane.events import Band, BandSpec, Done, TenantSpec
 from sage_prefect.control_plane.ledger import EngineEntry, Ledger
-from sage_prefect.control_plane.scheduled_request import ScheduledRequest
+from sage_prefect.control_plane.scheduled_request import ScheduledRequest, Told
 from sage_prefect.control_plane.strategies.base import SchedulingPolicy
 from sage_prefect.control_plane.strategies.placement import Key, PlacementIndex
 from sage_prefect.control_plane.strategies.tenant_places import TenantPlaces
@@ -90,6 +91,19 @@ class ArrivalOrderPolicy(SchedulingPolicy):
         if self._places.takes(request):
             self._join(request)
 
+    def arrive(self, request: ScheduledRequest, now: float) -> EngineEntry | None:
+        if self._size or self._places.limits(request.info.tenant):
+            self.add(request, now)
+            return None
+        entry = self.place(request)
+        if entry is None:
+            self._size += 1
+            self._join(request)
+            del self._touched[request.info.model]  # it has been asked for
+        else:
+            self._places.started(request)
+        return entry
+
     def remove(self, request: ScheduledRequest) -> None:
         if self._places.drop(request):
             self._size -= 1
@@ -103,7 +117,9 @@ class ArrivalOrderPolicy(SchedulingPolicy):
     def left(
         self, request: ScheduledRequest, entry: EngineEntry, done: Done | None, now: float
     ) -> None:
-        self._join(self._places.ended(request))
+        held = self._places.ended(request)
+        if held is not None:
+            self._join(held)
 
     def next_dispatch(self, now: float) -> tuple[ScheduledRequest, EngineEntry] | None:
         chosen: tuple[ScheduledRequest, EngineEntry] | None = None
@@ -140,9 +156,9 @@ class ArrivalOrderPolicy(SchedulingPolicy):
     def __len__(self) -> int:
         return self._size
 
-    def scores(self, request: ScheduledRequest) -> list[tuple[str, float]]:
+    def scores(self, request: ScheduledRequest) -> Told:
         members = self.ledger.members(request.info.model)[:_EXPLAINED]
-        return [(entry.spec.name, self.placement_key(entry)[-1]) for entry in members]
+        return partial(_listed, members, [entry.last_turn for entry in members])
 
     def candidates(self, request: ScheduledRequest) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = []
@@ -178,3 +194,7 @@ class ArrivalOrderPolicy(SchedulingPolicy):
         if not line.waiting:
             del self._lines[request.info.model]
         return True
+
+
+def _listed(members: Iterable[EngineEntry], turns: Iterable[int]) -> list[tuple[str, int]]:
+    return [(entry.name, turn) for entry, turn in zip(members, turns, strict=True)]

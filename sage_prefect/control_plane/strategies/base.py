@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from sage_prefect.control_plane.events import Band, BandSpec, Done, EngineGauges, TenantSpec
 from sage_prefect.control_plane.ledger import EngineEntry, Ledger
-from sage_prefect.control_plane.scheduled_request import ScheduledRequest
+from sage_prefect.control_plane.scheduled_request import ScheduledRequest, Told
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,15 @@ class SchedulingPolicy(ABC):
     @abstractmethod
     def add(self, request: ScheduledRequest, now: float) -> None:
         """Queue a request: a new one, one to retry, or one from the policy before this."""
+
+    def arrive(self, request: ScheduledRequest, now: float) -> EngineEntry | None:
+        """A new request: the engine that it goes to at once, or None: it is queued.
+
+        It ends as :meth:`add` and one :meth:`next_dispatch` would; where nothing waits a policy may
+        spare itself the queue.
+        """
+        self.add(request, now)
+        return None
 
     @abstractmethod
     def remove(self, request: ScheduledRequest) -> None:
@@ -87,9 +96,9 @@ class SchedulingPolicy(ABC):
     def candidates(self, request: ScheduledRequest) -> list[dict[str, Any]]:
         """For ``explain``: engines looked at for this request, each with its score."""
 
-    def scores(self, request: ScheduledRequest) -> list[tuple[str, float]]:
+    def scores(self, request: ScheduledRequest) -> Told:
         """The engines that the last dispatch was chosen from, each with its score (lower first)."""
-        return []
+        return list
 
     # -- optional: what a policy that merges says of embedding and rerank calls ------------
 

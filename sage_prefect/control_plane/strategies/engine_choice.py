@@ -10,7 +10,8 @@ packed: into batch-preferred engines first, the fullest that takes it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from random import Random
 
 from sage_prefect.control_plane.engine_load import RECENT_LATENCY_S, EngineLoad
@@ -27,6 +28,10 @@ _DEFAULT_TPOT_S, _DEFAULT_TTFT_S = 0.1, 2.0
 
 Scored = tuple[EngineLoad, float, float]
 """(engine, score, uncached prompt tokens there)"""
+_score_of = itemgetter(1)
+
+_READY, _WARMING = EngineState.READY, EngineState.WARMING
+_NONE_CACHED: dict[str, float] = {}
 
 
 class EngineChoice:
@@ -66,23 +71,20 @@ class EngineChoice:
         """An engine that takes the request now and what of its prompt is uncached there, or None.
 
         Args:
-            loads: the candidates; the ones that cannot take it are sorted out here.
+            loads: the candidates; they are brought up to date, and the ones that cannot take it are
+                sorted out here.
             over: its tenant takes more than its share: it leaves room to the others.
         """
-        prefix = request.info.prefix if self.parameters.prefix else ()
-        prompt = float(request.info.prompt_tokens)
-        kv = prompt + (request.info.output_estimate or DEFAULT_OUTPUT)
+        info = request.info
+        prefix = info.prefix if self.parameters.prefix else ()
+        cached = self.index.cached_by_engine(prefix) if prefix else _NONE_CACHED
+        prompt = float(info.prompt_tokens)
+        kv = prompt + (info.output_estimate or DEFAULT_OUTPUT)
         batch = request.band is Band.BATCH
-        scored: list[Scored] = []
-        for load in loads:
-            if not self._may_take(load, kv):
-                continue
-            cached = self.index.cached_tokens(load.entry.name, prefix) if prefix else 0.0
-            uncached = max(1.0, prompt - cached)
-            if not batch:
-                scored.append((load, self._score(load, uncached), uncached))
-            elif self._takes_batch(load, uncached, kv, now):
-                scored.append((load, self._batch_score(load), uncached))
+        if batch:
+            scored = self._score_batch(loads, prompt, kv, cached, now)
+        else:
+            scored = self._score_latency(loads, prompt, kv, cached, now)
         self.looked_at = scored
         if over:
             scored = self._with_room(scored, kv, now)
@@ -98,6 +100,8 @@ class EngineChoice:
         """The best engine where a latency request's promise holds; engines that prefer batch work
         are left to it while others do."""
         others = [one for one in scored if not one[0].batch_preferred]
+        if request.tpot_slo_s == math.inf or not self.parameters.hold:
+            return self._best(others or scored)
         for group in (others, scored) if len(others) < len(scored) else (scored,):
             left = group
             while left:
@@ -128,7 +132,7 @@ class EngineChoice:
     def _keeps_promise(
         self, load: EngineLoad, request: ScheduledRequest, uncached: float, kv: float, now: float
     ) -> bool:
-        if not self.parameters.hold or request.tpot_slo_s == math.inf or not load.model.known:
+        if not load.model.known:
             return True
         promise = min(request.tpot_slo_s, load.tightest_tpot())
         return not load.running or load.tpot_with(now, uncached, kv) <= promise
@@ -197,17 +201,80 @@ class EngineChoice:
 
     # -- how good is it -------------------------------------------------------------------
 
-    def _score(self, load: EngineLoad, uncached: float) -> float:
-        model = load.model
-        if self.parameters.price:
-            return load.entry.spec.price * model.a * uncached
-        if not model.known:
-            return (load.pending + uncached + 1.0) * (load.running + 1)
-        # EngineModel.ttft_s, written out: this runs for each engine at each dispatch.
-        tokens = load.pending + uncached
-        step = model.c0 + model.b * (load.latency + load.batch) + model.g * load.context
-        ttft = model.kt * (model.a * tokens + step * (1.0 + tokens / load.budget))
-        return ttft * (1.0 + self.parameters.harm * load.latency)
+    def _score_latency(
+        self,
+        loads: Iterable[EngineLoad],
+        prompt: float,
+        kv: float,
+        cached: Mapping[str, float],
+        now: float,
+    ) -> list[Scored]:
+        """Those that may take a latency request.
+
+        EngineLoad.look, EngineModel.ttft_s and :meth:`_may_take` are written out here, as this runs
+        for each engine at each dispatch: what they share is worked out once.
+        """
+        parameters = self.parameters
+        most_waiting, harm, by_price = parameters.waiting, parameters.harm, parameters.price
+        scored: list[Scored] = []
+        uncached = max(1.0, prompt)
+        for load in loads:
+            if load.assumed:
+                load.assume(now)
+            model, budget, latency, context = load.model, load.budget, load.latency, load.context
+            step = model.c0 + model.b * (latency + load.batch) + model.g * context
+            prefill = load.prefill
+            if prefill > 0.0:
+                passed = (now - load.front_at) / (model.kt * (model.a + step / budget))
+                front = load.front
+                load.pending = pending = prefill - (passed if passed < front else front)
+            else:
+                load.pending = pending = 0.0
+            entry = load.entry
+            state = entry.state
+            if (state is not _READY and state is not _WARMING) or entry.leaving:
+                continue
+            inside = len(entry.running) + len(entry.batches)
+            if inside and (
+                inside >= load.window.size
+                or inside >= entry.spec.max_concurrency
+                or context + kv > load.kv_limit * load.kv_tokens
+            ):
+                continue
+            if load.waiting > most_waiting and pending > budget:
+                continue
+            if cached:
+                uncached = max(1.0, prompt - cached.get(entry.spec.name, 0.0))
+            if by_price:
+                score = entry.spec.price * model.a * uncached
+            elif model.known:
+                tokens = pending + uncached
+                ttft = model.kt * (model.a * tokens + step * (1.0 + tokens / budget))
+                score = ttft * (1.0 + harm * latency)
+            else:
+                score = (pending + uncached + 1.0) * (latency + load.batch + 1)
+            scored.append((load, score, uncached))
+        return scored
+
+    def _score_batch(
+        self,
+        loads: Iterable[EngineLoad],
+        prompt: float,
+        kv: float,
+        cached: Mapping[str, float],
+        now: float,
+    ) -> list[Scored]:
+        """Those that take a batch request."""
+        scored: list[Scored] = []
+        for load in loads:
+            if load.assumed or load.prefill:
+                load.look(now)
+            if not self._may_take(load, kv):
+                continue
+            uncached = max(1.0, prompt - cached.get(load.entry.spec.name, 0.0))
+            if self._takes_batch(load, uncached, kv, now):
+                scored.append((load, self._batch_score(load), uncached))
+        return scored
 
     @staticmethod
     def _batch_score(load: EngineLoad) -> float:
@@ -215,12 +282,11 @@ class EngineChoice:
         return -fullness - (2.0 if load.batch_preferred else 0.0)
 
     def _best(self, scored: list[Scored]) -> tuple[EngineLoad, float]:
+        if len(scored) == 1:
+            load, _, uncached = scored[0]
+            return load, uncached
         best = min(scored, key=_score_of)
         limit = best[1] + abs(best[1]) * self.parameters.near + 1e-9
         near = [one for one in scored if one[1] <= limit]
         load, _, uncached = best if len(near) == 1 else self._rng.choice(near)
         return load, uncached
-
-
-def _score_of(scored: Scored) -> float:
-    return scored[1]

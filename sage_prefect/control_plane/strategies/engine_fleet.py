@@ -16,7 +16,6 @@ from sage_prefect.control_plane.engine_model import fleet_profile
 from sage_prefect.control_plane.engine_seconds import predicted_s, token_s
 from sage_prefect.control_plane.events import (
     Band,
-    Done,
     EngineGauges,
     EngineProfile,
 )
@@ -46,6 +45,8 @@ class EngineFleet(TenantBooks):
         self._loads: dict[str, EngineLoad] = {}
         self._index = PrefixIndex()
         self._least = PlacementIndex(ledger, _in_flight)
+        self._size = 0
+        """Queued requests of all models."""
         self._now = 0.0
         for entry in ledger:
             self.engine_changed(entry)
@@ -159,21 +160,12 @@ class EngineFleet(TenantBooks):
             pace = (now - request.first_token_at) / tokens
             load.window.saw_tpot(pace / request.tpot_slo_s)
 
-    def _index_learn(self, request: ScheduledRequest, entry: EngineEntry, done: Done) -> None:
-        if done.cached_tokens is not None:
-            self._index.learn(entry.name, request.cached, done.cached_tokens)
-
     # -- which engines ---------------------------------------------------------------------
 
-    def _candidates(
-        self, pool: ModelPool, request: ScheduledRequest, now: float
-    ) -> Collection[EngineLoad]:
+    def _candidates(self, pool: ModelPool, request: ScheduledRequest) -> Collection[EngineLoad]:
         loads = pool.loads
         if len(loads) > self._parameters.scan:
             loads = self._sample(loads, request)
-        for load in loads.values():
-            if load.assumed or load.prefill:
-                load.look(now)
         return loads.values()
 
     def _sample(
@@ -182,10 +174,11 @@ class EngineFleet(TenantBooks):
         """Of many engines: the least loaded, two at random, the holders of its prefix."""
         model = request.info.model
         members = self.ledger.members(model)
-        names = [self.rng.choice(members).name, self.rng.choice(members).name]
+        choice = self.rng.choice
+        names = [choice(members).spec.name, choice(members).spec.name]
         least = self._least.best(model, request.tried)
         if least is not None:
-            names.append(least.name)
+            names.append(least.spec.name)
         chosen = {name: loads[name] for name in names if name in loads}
         prefix = request.info.prefix
         if prefix and self._parameters.prefix:
@@ -222,10 +215,13 @@ class EngineFleet(TenantBooks):
         return fleet_profile(like)
 
     def _cost_s(self, pool: ModelPool, request: ScheduledRequest) -> float:
-        load = next(iter(pool.loads.values()), None)
-        return _UNKNOWN_COST_S if load is None else predicted_s(load.model, request)
+        for load in pool.loads.values():
+            return predicted_s(load.model, request)
+        return _UNKNOWN_COST_S
 
     def _touch(self, request: ScheduledRequest) -> bool:
+        if not self._size:
+            return False
         pool = self._pools.get(request.info.model)
         if pool is None or not pool.queue.size:
             return False

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -26,8 +27,9 @@ from sage_prefect.control_plane.events import (
 from sage_prefect.control_plane.hybrid_parameters import ORDER_S, HybridParameters
 from sage_prefect.control_plane.ledger import EngineEntry, Ledger
 from sage_prefect.control_plane.queues import BandQueue
-from sage_prefect.control_plane.scheduled_request import ScheduledRequest
+from sage_prefect.control_plane.scheduled_request import ScheduledRequest, Told
 from sage_prefect.control_plane.strategies.base import Refusal
+from sage_prefect.control_plane.strategies.engine_choice import Scored
 from sage_prefect.control_plane.strategies.engine_fleet import JUDGED_TOKENS, EngineFleet
 from sage_prefect.control_plane.strategies.model_pool import ModelPool
 
@@ -45,9 +47,55 @@ class HybridSchedulingPolicy(EngineFleet):
     ) -> None:
         super().__init__(ledger, rng, parameters)
         self._ages: list[tuple[float, int, ScheduledRequest]] = []
-        self._size = 0
 
     # -- the queue -------------------------------------------------------------------------
+
+    def arrive(self, request: ScheduledRequest, now: float) -> EngineEntry | None:
+        """Straight to its engine, past queue and ages, where nothing waits and nobody is held back.
+
+        All books that outlive the dispatch are kept as :meth:`add` and :meth:`next_dispatch` do.
+        """
+        parameters, info = self._parameters, request.info
+        band = info.band if parameters.bands else Band.INTERACTIVE
+        is_latency = band is not Band.BATCH
+        if (
+            self._size
+            or self._parked
+            or (is_latency and parameters.fair and self._shares.is_over(info.tenant))
+            or (self._tenants and self._is_full(request))
+        ):
+            self.add(request, now)
+            return None
+        self._now = now
+        pool = self._pool(info.model)
+        request.band = band
+        self._promise(request, now)
+        request.cost_s = self._cost_s(pool, request)
+        self._accounts[band].lift(info.tenant)
+        if is_latency:
+            pool.partition.arrived(now, info.prompt_tokens)
+        for other in self._pools.values():
+            if other is pool:
+                break
+            if other.touched:
+                other.adapt(now)
+                other.touched = False
+        if now >= pool.adapt_at:
+            pool.adapt(now)
+        chosen = pool.choice.choose(request, self._candidates(pool, request), now)
+        if chosen is None:
+            self._join(pool, request)
+            pool.touched = False  # it has been looked at
+            return None
+        load, uncached = chosen
+        pool.newest = request
+        self._enter(request, load, uncached, now)
+        if is_latency:
+            pool.choice.saw_latency(request, uncached, now)
+        if band > Band.INTERACTIVE:
+            pool.served(request, self._bands)
+        pool.drain.drained(band, request.cost_s, now)
+        return load.entry
 
     def add(self, request: ScheduledRequest, now: float) -> None:
         self._now = now
@@ -56,6 +104,12 @@ class HybridSchedulingPolicy(EngineFleet):
         request.band = band
         self._promise(request, now)
         request.cost_s = self._cost_s(pool, request)
+        self._join(pool, request)
+        if band is not Band.BATCH:
+            pool.partition.arrived(now, request.info.prompt_tokens)
+
+    def _join(self, pool: ModelPool, request: ScheduledRequest) -> None:
+        band = request.band
         pool.queue.bands[band].push(request)
         pool.drain.queued[band] += request.cost_s
         pool.newest = request
@@ -71,8 +125,6 @@ class HybridSchedulingPolicy(EngineFleet):
                     if item[2].waits_in is not None and item[2].ages_at == item[0]
                 ]
                 heapq.heapify(self._ages)
-        if band is not Band.BATCH:
-            pool.partition.arrived(now, request.info.prompt_tokens)
 
     def remove(self, request: ScheduledRequest) -> None:
         queue = request.waits_in
@@ -156,29 +208,35 @@ class HybridSchedulingPolicy(EngineFleet):
     def left(
         self, request: ScheduledRequest, entry: EngineEntry, done: Done | None, now: float
     ) -> None:
-        load = self._loads.get(entry.name)
+        engine, info = entry.spec.name, request.info
+        tenant, running = info.tenant, self._running
+        load = self._loads.get(engine)
         if load is None:
             return
         load.leave(request, now)
-        if self._parameters.fair and request.band is not Band.BATCH:
-            self._shares.leave(request.info.tenant, request.share_s)
-        self._running[request.info.tenant] = self._running.get(request.info.tenant, 1) - 1
+        is_latency = request.band is not Band.BATCH
+        if is_latency and self._parameters.fair:
+            self._shares.leave(tenant, request.share_s)
+        left = running.get(tenant, 1) - 1
+        if left:
+            running[tenant] = left
+        else:
+            running.pop(tenant, None)
         served = request.cost_s
         if done is not None:
-            self._index_learn(request, entry, done)
+            if done.cached_tokens is not None:
+                self._index.learn(engine, request.cached, done.cached_tokens)
+            output = done.output_tokens
             served = served_s(load.model, request, done)
-            if done.output_tokens is not None and done.output_tokens > JUDGED_TOKENS:
-                self._judge_pace(request, load, done.output_tokens - 1, now)
-            pool = self._pools.get(request.info.model)
-            if request.band is not Band.BATCH and pool is not None:
-                pool.partition.finished(done.output_tokens or request.chunks)
+            if output is not None and output > JUDGED_TOKENS:
+                self._judge_pace(request, load, output - 1, now)
+            if is_latency and (pool := self._pools.get(info.model)) is not None:
+                pool.partition.finished(output or request.chunks)
         elif request.first_token_at is None:
             served = 0.0
         self._charge(request, served - request.cost_s)
-        if not self._running[request.info.tenant]:
-            del self._running[request.info.tenant]
-        if request.info.tenant in self._parked:
-            self._unpark(request.info.tenant)
+        if tenant in self._parked:
+            self._unpark(tenant)
         self._touch(request)
 
     # -- time ------------------------------------------------------------------------------
@@ -224,9 +282,8 @@ class HybridSchedulingPolicy(EngineFleet):
             )
         return listed
 
-    def scores(self, request: ScheduledRequest) -> list[tuple[str, float]]:
-        pool = self._pools[request.info.model]
-        return [(load.entry.name, score) for load, score, _ in pool.choice.looked_at]
+    def scores(self, request: ScheduledRequest) -> Told:
+        return partial(_listed, self._pools[request.info.model].choice.looked_at)
 
     # -- inside: who -----------------------------------------------------------------------
 
@@ -257,10 +314,10 @@ class HybridSchedulingPolicy(EngineFleet):
                 queue.park(tenant)
                 continue
             over = shared and self._shares.is_over(tenant)
-            chosen = pool.choice.choose(head, self._candidates(pool, head, now), now, over=over)
+            chosen = pool.choice.choose(head, self._candidates(pool, head), now, over=over)
             if chosen is None and over and (short := pool.newest_of(tenant, queue)) is not None:
                 # A long prompt that has to wait for room does not keep a short one from it.
-                loads = self._candidates(pool, short, now)
+                loads = self._candidates(pool, short)
                 head, chosen = short, pool.choice.choose(short, loads, now, over=True)
             if chosen is None and over:
                 # What it has to leave free is there for the others.
@@ -311,23 +368,30 @@ class HybridSchedulingPolicy(EngineFleet):
     def _enter(
         self, request: ScheduledRequest, load: EngineLoad, uncached: float, now: float
     ) -> None:
-        prompt = float(request.info.prompt_tokens)
+        info, parameters, cost_s = request.info, self._parameters, request.cost_s
+        tenant, band = info.tenant, request.band
+        prompt = float(info.prompt_tokens)
         # A stream tells how it grows; another answer is counted at half its length.
-        output = request.info.output_estimate or DEFAULT_OUTPUT
-        shown = 0.0 if request.info.stream else output / 2
+        output = info.output_estimate or DEFAULT_OUTPUT
+        shown = 0.0 if info.stream else output / 2
         load.enter(request, uncached, prompt + shown, now, output - shown)
         request.cached = prompt - uncached
         request.chunks = 0
-        if request.info.prefix and self._parameters.prefix:
-            self._index.record(load.entry.name, request.info.prefix)
-        self._running[request.info.tenant] = self._running.get(request.info.tenant, 0) + 1
-        if self._parameters.fair and request.band is not Band.BATCH:
-            tenant = self._tenants.get(request.info.tenant)
-            request.share_s = request.cost_s
-            self._shares.enter(
-                request.info.tenant, tenant.weight if tenant else 1.0, request.cost_s
-            )
+        if info.prefix and parameters.prefix:
+            self._index.record(load.entry.spec.name, info.prefix)
+        self._running[tenant] = self._running.get(tenant, 0) + 1
+        spec = self._tenants.get(tenant) if self._tenants else None
+        weight = 1.0 if spec is None else spec.weight
+        if parameters.fair and band is not Band.BATCH:
+            request.share_s = cost_s
+            self._shares.enter(tenant, weight, cost_s)
+        accounts = self._accounts[band]
+        account = accounts.of(tenant if parameters.fair else "")
         # Before its charge, which over a small weight may lie far ahead of all others.
-        accounts = self._accounts[request.band]
-        accounts.present = max(accounts.present, accounts.of(self._flow(request)).virtual)
-        self._charge(request, request.cost_s)
+        if account.virtual > accounts.present:
+            accounts.present = account.virtual
+        account.charge(cost_s / weight)
+
+
+def _listed(scored: Iterable[Scored]) -> list[tuple[str, float]]:
+    return [(load.entry.name, score) for load, score, _ in scored]

@@ -31,10 +31,11 @@ class PlacementIndex:
 
     def update(self, entry: EngineEntry) -> None:
         """Take note that ``entry`` changed."""
-        if entry.room < 1:
+        if not entry.has_room():
             return
-        item = (self._key(entry), entry.name, entry.version)
-        for model in entry.spec.models:
+        spec = entry.spec
+        item = (self._key(entry), spec.name, entry.version)
+        for model in spec.models:
             heap = self._heaps.get(model)
             if heap is None:
                 heap = self._heaps[model] = []
@@ -53,17 +54,18 @@ class PlacementIndex:
         while heap:
             item = heap[0]
             entry = pool.get(item[1])
-            if entry is None or entry.version != item[2] or entry.room < 1:
+            if entry is None or entry.version != item[2] or not entry.has_room():
                 heapq.heappop(heap)
                 continue
             if item[1] not in avoid:
                 found = entry
                 break
             avoided.append(heapq.heappop(heap))
-        for item in avoided:
-            heapq.heappush(heap, item)
-        if found is None and avoided:
-            found = pool[avoided[0][1]]
+        if avoided:
+            for item in avoided:
+                heapq.heappush(heap, item)
+            if found is None:
+                found = pool[avoided[0][1]]
         if not heap:
             del self._heaps[model]
         return found

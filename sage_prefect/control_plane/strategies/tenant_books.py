@@ -108,6 +108,8 @@ class TenantBooks(SchedulingPolicy):
         return request.info.tenant if self._parameters.fair else ""
 
     def _charge(self, request: ScheduledRequest, seconds: float) -> None:
-        tenant = self._tenants.get(request.info.tenant)
-        weight = tenant.weight if tenant is not None else 1.0
-        self._accounts[request.band].of(self._flow(request)).charge(seconds / weight)
+        tenant = request.info.tenant
+        spec = self._tenants.get(tenant) if self._tenants else None
+        if spec is not None:
+            seconds /= spec.weight
+        self._accounts[request.band].of(tenant if self._parameters.fair else "").charge(seconds)

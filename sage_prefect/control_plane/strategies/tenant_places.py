@@ -38,6 +38,10 @@ class TenantPlaces:
         self._held.clear()
         self._order.clear()
 
+    def limits(self, tenant: str) -> bool:
+        """Whether a tenant has a limit."""
+        return tenant in self._limits
+
     def takes(self, request: ScheduledRequest) -> bool:
         """Whether a request may join its line; else it is held."""
         tenant = request.info.tenant
@@ -68,7 +72,7 @@ class TenantPlaces:
             self._running[tenant] = left
         else:
             del self._running[tenant]
-        return self._next(tenant)
+        return self._next(tenant) if self._order else None
 
     def left_line(self, request: ScheduledRequest) -> ScheduledRequest | None:
         """A request was taken out of its line; the held one that joins its line now, if any."""
