@@ -58,6 +58,7 @@ class EngineModel:
         "g",
         "known",
         "kt",
+        "reference",
         "samples",
     )
 
@@ -76,11 +77,8 @@ class EngineModel:
         trust = _UNTRUSTED if base is UNKNOWN else _TRUSTED
         self._most = trust
         self._cov = [[trust[i] if i == j else 0.0 for j in range(3)] for i in range(3)]
-
-    @property
-    def reference(self) -> EngineProfile | EngineModel:
+        self.reference: EngineProfile | EngineModel = self if base is UNKNOWN else base
         """What costs are told by: the profile that was given, which does not move, else this."""
-        return self if self._prior is UNKNOWN else self._prior
 
     # -- predictions ----------------------------------------------------------------------
 
@@ -122,18 +120,19 @@ class EngineModel:
         self, seconds: float, ahead: float, prompt: float, n: float, context: float, budget: float
     ) -> None:
         """A request's time from its dispatch to its first token, with the load at its dispatch."""
-        predicted = self.ttft_s(ahead, prompt, n, context, budget)
+        step = self.c0 + self.b * n + self.g * context
+        tokens = ahead + prompt
+        predicted = self.kt * (self.a * tokens + step * (1.0 + tokens / budget))
         if not 0 < seconds < 600 or predicted <= 0:
             return
         if ahead <= 0.0 and prompt > 256:
             # Alone in the queue: what the decode step (and the one under way) leaves is prefill.
-            step = (self.c0 + self.b * n + self.g * context) * (1.5 + prompt / budget)
-            seen = (seconds - step) / prompt
+            seen = (seconds - step * (1.5 + prompt / budget)) / prompt
             low, high = self._bounds(self._prior.a)
             self.a = min(high, max(low, self.a + 0.05 * (min(high, seen) - self.a)))
         ratio = min(CLAMP, max(1 / CLAMP, seconds / predicted))
-        self.kt += _RESIDUAL_RATE * (ratio * self.kt - self.kt)
-        self.kt = min(CLAMP, max(1 / CLAMP, self.kt))
+        kt = self.kt + _RESIDUAL_RATE * (ratio * self.kt - self.kt)
+        self.kt = min(CLAMP, max(1 / CLAMP, kt))
 
     # -- inside ---------------------------------------------------------------------------
 

@@ -18,8 +18,9 @@ _REFERENCE_BATCH = 128
 
 def predicted_s(model: EngineModel, request: ScheduledRequest) -> float:
     """What a request is likely to take."""
-    info = request.info
-    return _engine_s(model, info.prompt_tokens, info.output_estimate or DEFAULT_OUTPUT)
+    info, at = request.info, model.reference
+    prompt, output = info.prompt_tokens, info.output_estimate or DEFAULT_OUTPUT
+    return at.a * prompt + output * (at.c0 / _REFERENCE_BATCH + at.b + at.g * (prompt + output / 2))
 
 
 def token_s(model: EngineModel, request: ScheduledRequest) -> float:
@@ -30,15 +31,10 @@ def token_s(model: EngineModel, request: ScheduledRequest) -> float:
 
 def served_s(model: EngineModel, request: ScheduledRequest, done: Done) -> float:
     """What an answered request has taken, less what its engine had cached."""
-    info = request.info
-    prompt = float(info.prompt_tokens if done.prompt_tokens is None else done.prompt_tokens)
+    at = model.reference
+    prompt = request.info.prompt_tokens if done.prompt_tokens is None else done.prompt_tokens
     cached = request.cached if done.cached_tokens is None else float(done.cached_tokens)
     output = request.chunks if done.output_tokens is None else done.output_tokens
-    saved = model.reference.a * min(prompt, max(0.0, cached))
-    return max(0.0, _engine_s(model, prompt, float(output)) - saved)
-
-
-def _engine_s(model: EngineModel, prompt: float, output: float) -> float:
-    at = model.reference
     step = at.c0 / _REFERENCE_BATCH + at.b + at.g * (prompt + output / 2)
-    return at.a * prompt + output * step
+    saved = at.a * min(prompt, max(0.0, cached))
+    return max(0.0, at.a * prompt + output * step - saved)

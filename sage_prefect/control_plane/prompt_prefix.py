@@ -47,11 +47,11 @@ def prefix_hashes(model: str, body: Mapping[str, Any]) -> tuple[int, ...]:
     salt = body.get("cache_salt")
     seed = f"{model}\0{salt}" if isinstance(salt, str) else model
     chain = blake2b(_bytes(seed), digest_size=_HASH_BYTES)
+    update, digest, number = chain.update, chain.digest, int.from_bytes
     hashes = []
-    view = memoryview(text)
     for start in range(0, whole, PREFIX_BLOCK_BYTES):
-        chain.update(view[start : start + PREFIX_BLOCK_BYTES])
-        hashes.append(int.from_bytes(chain.digest(), "little"))
+        update(text[start : start + PREFIX_BLOCK_BYTES])
+        hashes.append(number(digest(), "little"))
     return tuple(hashes)
 
 

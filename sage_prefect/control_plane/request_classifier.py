@@ -106,8 +106,9 @@ class RequestClassifier:
             output = self._outputs.estimate(tenant, model)
             if max_tokens is not None and max_tokens < output:
                 output = max_tokens
-            answers = _answers(body)
-            output = min(MAX_TOKENS, output * answers)
+            if "n" in body or "prompt" in body:
+                answers = _answers(body)
+                output = min(MAX_TOKENS, output * answers)
             if self._prefixes:
                 prefix = prefix_hashes(model, body)
             short = max_tokens is not None and max_tokens <= _SHORT_ANSWER_TOKENS

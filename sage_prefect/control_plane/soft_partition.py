@@ -46,6 +46,10 @@ class SoftPartition:
         """A latency request was answered, with so many tokens."""
         self._output += 0.02 * (output - self._output) if self._output else output
 
+    def is_due(self, now: float) -> bool:
+        """Whether :meth:`turn` would look."""
+        return now >= self._next
+
     def turn(self, now: float, loads: Sequence[EngineLoad], promise_s: float) -> None:
         """Choose the batch-preferred engines anew, at most one change per call.
 
@@ -101,6 +105,8 @@ class SoftPartition:
 
     def _roll(self, now: float) -> None:
         slot = now // _SLOT_S
+        if slot == self._slot:
+            return
         if self._slot == -math.inf:
             self._slot = slot
         for _ in range(int(min(_SLOTS, slot - self._slot))):

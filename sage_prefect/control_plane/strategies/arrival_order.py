@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import heapq
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from random import Random
 from typing import Any
 
@@ -158,7 +157,8 @@ class ArrivalOrderPolicy(SchedulingPolicy):
 
     def scores(self, request: ScheduledRequest) -> Told:
         members = self.ledger.members(request.info.model)[:_EXPLAINED]
-        return partial(_listed, members, [entry.last_turn for entry in members])
+        turns = [entry.last_turn for entry in members]
+        return lambda: [(entry.name, turn) for entry, turn in zip(members, turns, strict=True)]
 
     def candidates(self, request: ScheduledRequest) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = []
@@ -194,7 +194,3 @@ class ArrivalOrderPolicy(SchedulingPolicy):
         if not line.waiting:
             del self._lines[request.info.model]
         return True
-
-
-def _listed(members: Iterable[EngineEntry], turns: Iterable[int]) -> list[tuple[str, int]]:
-    return [(entry.name, turn) for entry, turn in zip(members, turns, strict=True)]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from operator import itemgetter
 from random import Random
 
 from sage_prefect.control_plane.engine_load import RECENT_LATENCY_S, EngineLoad
@@ -28,7 +27,6 @@ _DEFAULT_TPOT_S, _DEFAULT_TTFT_S = 0.1, 2.0
 
 Scored = tuple[EngineLoad, float, float]
 """(engine, score, uncached prompt tokens there)"""
-_score_of = itemgetter(1)
 
 _READY, _WARMING = EngineState.READY, EngineState.WARMING
 _NONE_CACHED: dict[str, float] = {}
@@ -285,7 +283,10 @@ class EngineChoice:
         if len(scored) == 1:
             load, _, uncached = scored[0]
             return load, uncached
-        best = min(scored, key=_score_of)
+        best = scored[0]
+        for one in scored:
+            if one[1] < best[1]:
+                best = one
         limit = best[1] + abs(best[1]) * self.parameters.near + 1e-9
         near = [one for one in scored if one[1] <= limit]
         load, _, uncached = best if len(near) == 1 else self._rng.choice(near)

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -29,7 +28,6 @@ from sage_prefect.control_plane.ledger import EngineEntry, Ledger
 from sage_prefect.control_plane.queues import BandQueue
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest, Told
 from sage_prefect.control_plane.strategies.base import Refusal
-from sage_prefect.control_plane.strategies.engine_choice import Scored
 from sage_prefect.control_plane.strategies.engine_fleet import JUDGED_TOKENS, EngineFleet
 from sage_prefect.control_plane.strategies.model_pool import ModelPool
 
@@ -283,7 +281,8 @@ class HybridSchedulingPolicy(EngineFleet):
         return listed
 
     def scores(self, request: ScheduledRequest) -> Told:
-        return partial(_listed, self._pools[request.info.model].choice.looked_at)
+        looked_at = self._pools[request.info.model].choice.looked_at
+        return lambda: [(load.entry.name, score) for load, score, _ in looked_at]
 
     # -- inside: who -----------------------------------------------------------------------
 
@@ -391,7 +390,3 @@ class HybridSchedulingPolicy(EngineFleet):
         if account.virtual > accounts.present:
             accounts.present = account.virtual
         account.charge(cost_s / weight)
-
-
-def _listed(scored: Iterable[Scored]) -> list[tuple[str, float]]:
-    return [(load.entry.name, score) for load, score, _ in scored]

@@ -14,6 +14,7 @@ from sage_prefect.control_plane.soft_partition import SoftPartition
 from sage_prefect.control_plane.strategies.engine_choice import EngineChoice
 
 _MAX_CREDIT_S = 2.0
+_SERVING = (EngineState.READY, EngineState.WARMING)
 _ADAPT_S = 0.25
 """Windows and partition are looked at this often; they change every two and five seconds."""
 
@@ -80,15 +81,13 @@ class ModelPool:
         if now < self.adapt_at:
             return
         self.adapt_at = now + _ADAPT_S
-        loads = [
-            load
-            for load in self.loads.values()
-            if load.entry.state in (EngineState.READY, EngineState.WARMING)
-        ]
+        loads = [load for load in self.loads.values() if load.entry.state in _SERVING]
         for load in loads:
-            load.assume(now)
-            load.window.turn(now, load.batch, load.running)
+            if load.assumed:
+                load.assume(now)
+            if now >= load.window.next_at:
+                load.window.turn(now, load.batch, load.running)
         parameters = self.choice.parameters
-        if parameters.partition and parameters.gate and loads:
+        if parameters.partition and parameters.gate and loads and self.partition.is_due(now):
             promise = min(self.choice.tpot_promise_s(load) for load in loads)
             self.partition.turn(now, loads, promise)
