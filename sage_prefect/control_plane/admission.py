@@ -32,7 +32,8 @@ class Drain:
 
     def drained(self, band: Band, cost_s: float, now: float) -> None:
         """So much queued work of ``band`` has gone into an engine."""
-        self._forget(now)
+        if now > self._at:
+            self._forget(now)
         rate, more = self._rate, cost_s / self._tau
         for at in range(band, _BANDS):
             rate[at] += more

@@ -115,14 +115,15 @@ class Dispatching:
     def _dispatch(self, request: ScheduledRequest, entry: EngineEntry, now: float) -> Dispatch:
         """The policy has taken it out of its queue for this engine."""
         policy, engine, request_id = self.policy, entry.spec.name, request.info.request_id
-        details = {"engine": engine, "policy": policy.name, "scores": policy.scores(request)}
+        details = (engine, policy.name, policy.scores(request))
         request.notes.append((now, "dispatched", details))
         self.ledger.charge(engine, request_id)
         request.state = "running"
         request.engine = engine
         request.attempts += 1
         policy.load_changed(entry)
-        self._lane.load_changed(entry)
+        if self._lane.engines:
+            self._lane.load_changed(entry)
         return Dispatch(request_id, engine, request.attempts)
 
     def _settle(self, request: ScheduledRequest, done: Done | None = None) -> EngineEntry:
@@ -131,7 +132,8 @@ class Dispatching:
         entry = self.ledger.settle(request.engine, request.info.request_id)
         self.policy.left(request, entry, done, self._now)
         self.policy.load_changed(entry)
-        self._lane.load_changed(entry)
+        if self._lane.engines:
+            self._lane.load_changed(entry)
         return entry
 
     def _in_engine(self, request_id: str) -> ScheduledRequest | None:

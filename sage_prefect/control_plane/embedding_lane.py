@@ -66,6 +66,8 @@ class EmbeddingLane:
         self._book = book
         self._now = -math.inf
         self._executors = ExecutorPool(ledger, self._is_crowded)
+        self.engines = self._executors.of_engine
+        """Names of those that executors know."""
         self.members: dict[str, LaneMember] = {}
         """Queued and running requests by id."""
         self._batches: dict[int, _OpenBatch] = {}

@@ -174,8 +174,10 @@ class EngineLoad:
         self.pending += uncached
         self.waiting += 1
         self.context += kv
-        self._rate = self.prefill_rate(now) + uncached / PREFILL_RATE_TAU_S
-        self._rate_at = now
+        more = uncached / PREFILL_RATE_TAU_S
+        if self._rate > 0.0:
+            more += self._rate * math.exp((self._rate_at - now) / PREFILL_RATE_TAU_S)
+        self._rate, self._rate_at = more, now
         if request.band is Band.BATCH:
             self.batch += 1
             self.batch_at = now
@@ -230,19 +232,23 @@ class EngineLoad:
 
     def leave(self, request: ScheduledRequest, now: float) -> None:
         """It has ended here, well or not."""
-        self.first_token(request, now)
+        if request.prefilling:
+            self.first_token(request, now)
         self.context = max(0.0, self.context - request.context)
         request.context = 0.0
-        self._shrink_growth(request, request.growth)
+        if request.growth:
+            self._shrink_growth(request, request.growth)
         if request.band is Band.BATCH:
             self.batch -= 1
             self.batch_at = now
             return
         self.latency -= 1
         promise = request.tpot_slo_s
-        if promise < _NO_PROMISE and self._promises[promise] <= 1:
+        if promise == _NO_PROMISE:
+            return
+        if self._promises[promise] <= 1:
             del self._promises[promise]
-        elif promise < _NO_PROMISE:
+        else:
             self._promises[promise] -= 1
 
     def _shrink_growth(self, request: ScheduledRequest, tokens: float) -> None:

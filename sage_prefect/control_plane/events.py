@@ -9,8 +9,9 @@ not be read with raises ``SCHEMA_VERSION``.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from sage_prefect.control_plane.event_record import record
 
 SCHEMA_VERSION = 3
 READABLE_VERSIONS = (2, 3)
@@ -51,7 +52,7 @@ class EngineState(str, enum.Enum):
     """It does not answer probes."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class RequestInfo:
     """What the scheduler knows of a request: never the text itself."""
 
@@ -89,7 +90,7 @@ class RequestInfo:
     """So many answers are wanted (``n``, or several prompts in one call); None: one."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class EngineProfile:
     """How long an engine's work takes, in seconds: the prior that is corrected online.
 
@@ -106,7 +107,7 @@ class EngineProfile:
     source: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class EngineGauges:
     """What an engine says of itself; late, so it only corrects drift. None: not said."""
 
@@ -118,7 +119,7 @@ class EngineGauges:
     """Counter since its start."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class EngineSpec:
     """What the scheduler knows of an engine."""
 
@@ -145,7 +146,7 @@ class EngineSpec:
     """The physical device that it runs on: engines that name the same one share it."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class BandSpec:
     """Promises and guards of one band."""
 
@@ -160,7 +161,7 @@ class BandSpec:
     """Rejected at arrival when the predicted wait is over this share of its slack; None: never."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class TenantSpec:
     """What one tenant gets."""
 
@@ -171,7 +172,7 @@ class TenantSpec:
     max_running: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Limits:
     """Caps of the queue and of retries."""
 
@@ -202,21 +203,21 @@ class FailureCause(str, enum.Enum):
 # -- events -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Arrival:
     """A request has been read and checked."""
 
     request: RequestInfo
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class FirstToken:
     """The first byte of the answer's body has come from the engine."""
 
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Progress:
     """A stream goes on; sent at most once per stream and 250 ms."""
 
@@ -224,7 +225,7 @@ class Progress:
     chunks: int
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Done:
     """The engine has finished the answer. Token counts come from its ``usage``, if it gave one."""
 
@@ -234,7 +235,7 @@ class Done:
     cached_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Failed:
     """An attempt failed. ``retryable``: nothing was sent to the client, another engine may try."""
 
@@ -245,14 +246,14 @@ class Failed:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Cancel:
     """The client has gone, or the driver gives the request up."""
 
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class EngineReport:
     """What a probe, or the lack of an answer, says of an engine."""
 
@@ -262,7 +263,7 @@ class EngineReport:
     gauges: EngineGauges | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class BatchDone:
     """The engine has answered a batch. Each request of it is done when all its inputs are."""
 
@@ -270,7 +271,7 @@ class BatchDone:
     prompt_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class BatchFailed:
     """A batch failed. ``bad_input``: the engine blames what it was sent, not itself."""
 
@@ -282,14 +283,14 @@ class BatchFailed:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class EngineAdded:
     """An engine was registered, or registered again with another specification."""
 
     spec: EngineSpec
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class EngineRemoved:
     """An engine was taken away. Requests inside it run to their end unless ``abort``."""
 
@@ -297,35 +298,35 @@ class EngineRemoved:
     abort: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class PolicyChanged:
     """Another policy takes over the queue; nothing queued is lost."""
 
     policy: str
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class LimitsChanged:
     """New caps; requests already queued stay."""
 
     limits: Limits
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class BandsChanged:
     """New promises for the named bands; the others keep theirs."""
 
     bands: tuple[BandSpec, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class TenantsChanged:
     """All tenants anew. Requests of one that is gone stay, with weight 1."""
 
     tenants: tuple[TenantSpec, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Timer:
     """The time that a ``SetTimer`` named has come."""
 
@@ -353,7 +354,7 @@ Event: TypeAlias = (
 # -- actions ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Dispatch:
     """Send the request to this engine now."""
 
@@ -362,7 +363,7 @@ class Dispatch:
     attempt: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class BatchPart:
     """One input of a batch: input ``index`` of a request, and where else its result belongs."""
 
@@ -372,7 +373,7 @@ class BatchPart:
     """(request_id, index) of equal inputs, which are not sent again."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class DispatchBatch:
     """Send these inputs to this engine in one call. Answered by BatchDone or BatchFailed."""
 
@@ -381,7 +382,7 @@ class DispatchBatch:
     parts: tuple[BatchPart, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Reject:
     """Answer the request with an error. ``status`` is HTTP's; ``retry_after`` is in seconds."""
 
@@ -393,7 +394,7 @@ class Reject:
     engine: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Abort:
     """End the running attempt: close its connection to the engine."""
 
@@ -402,7 +403,7 @@ class Abort:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class AbortBatch:
     """End a batch's call: nobody waits for its results, or its engine was taken away. In the second
     case it is still to be answered by BatchFailed or BatchDone; in the first that changes nothing.
@@ -413,7 +414,7 @@ class AbortBatch:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class SetTimer:
     """Send :class:`Timer` at this time. A later ``SetTimer`` replaces an earlier one."""
 

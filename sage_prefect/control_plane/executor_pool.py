@@ -39,7 +39,7 @@ class ExecutorPool:
         self._touched: dict[str, None] = {}
         self._wake: dict[str, float] = {}
         self._slots: dict[tuple[str, str], int] = {}
-        self._of_engine: dict[str, dict[str, None]] = {}
+        self.of_engine: dict[str, dict[str, None]] = {}
         """Models whose executors know an engine, in order of notice."""
 
     def of(self, model: str) -> EmbeddingExecutor:
@@ -56,14 +56,14 @@ class ExecutorPool:
         """An engine came, left, or changed its state or specification."""
         name = entry.name
         models = () if entry.leaving else entry.spec.models
-        known = self._of_engine.get(name, {})
+        known = self.of_engine.get(name, {})
         for model in [model for model in known if model not in models]:
             del known[model]
             self._slots.pop((name, model), None)
             self._executors[model].engine_gone(name)
             self.touch(model)  # what avoided other engines for it may have to go there
         if not known:
-            self._of_engine.pop(name, None)
+            self.of_engine.pop(name, None)
         for model in models:
             executor = self._executors.get(model)
             if executor is not None:
@@ -71,9 +71,7 @@ class ExecutorPool:
 
     def load_changed(self, entry: EngineEntry) -> None:
         """An engine took or finished a call: others that share its window may have more or less."""
-        if not self._of_engine:
-            return
-        for model in self._of_engine.get(entry.name, ()):
+        for model in self.of_engine.get(entry.name, ()):
             executor = self._executors[model]
             slots = self._free_slots(executor, entry)
             if slots != self._slots[entry.name, model]:
@@ -127,6 +125,6 @@ class ExecutorPool:
     def _tell(self, executor: EmbeddingExecutor, entry: EngineEntry) -> None:
         slots = self._free_slots(executor, entry)
         self._slots[entry.name, executor.model] = slots
-        self._of_engine.setdefault(entry.name, {})[executor.model] = None
+        self.of_engine.setdefault(entry.name, {})[executor.model] = None
         executor.engine_changed(entry.name, entry.spec, entry.state, slots)
         self.touch(executor.model)

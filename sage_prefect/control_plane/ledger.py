@@ -165,8 +165,12 @@ class Ledger:
         """
         entry = self._engines[engine]
         running = entry.running
-        self._take_turn(entry, request_id, request_id in running)
+        if request_id in running or not entry.has_room():
+            raise _full(entry, request_id)
         running.add(request_id)
+        self._turn += 1
+        entry.last_turn = self._turn
+        entry.version += 1
         return entry
 
     def charge_batch(self, engine: str, batch_id: int) -> EngineEntry:
@@ -176,8 +180,12 @@ class Ledger:
             RuntimeError: the window is full or the engine takes nothing: an executor has a bug.
         """
         entry = self._engines[engine]
-        self._take_turn(entry, batch_id, batch_id in entry.batches)
+        if batch_id in entry.batches or not entry.has_room():
+            raise _full(entry, batch_id)
         entry.batches.add(batch_id)
+        self._turn += 1
+        entry.last_turn = self._turn
+        entry.version += 1
         return entry
 
     def settle(self, engine: str, request_id: str) -> EngineEntry:
@@ -213,17 +221,6 @@ class Ledger:
 
     # -- inside ---------------------------------------------------------------------------
 
-    def _take_turn(self, entry: EngineEntry, what: str | int, is_inside: bool) -> None:
-        if is_inside or not entry.has_room():
-            raise RuntimeError(
-                f"dispatch of {what!r} to engine {entry.name!r} over its window "
-                f"({entry.in_flight}/{entry.spec.max_concurrency}, {entry.state.value}). "
-                "This is a bug."
-            )
-        self._turn += 1
-        entry.last_turn = self._turn
-        entry.version += 1
-
     def _leave_accelerator(self, entry: EngineEntry) -> None:
         shared = self._accelerators.get(entry.spec.accelerator or "")
         if shared is not None:
@@ -245,3 +242,11 @@ class Ledger:
             del self._engines[entry.name]
             self._last_version = max(self._last_version, entry.version)
             self._leave_accelerator(entry)
+
+
+def _full(entry: EngineEntry, what: str | int) -> RuntimeError:
+    return RuntimeError(
+        f"dispatch of {what!r} to engine {entry.name!r} over its window "
+        f"({entry.in_flight}/{entry.spec.max_concurrency}, {entry.state.value}). "
+        "This is a bug."
+    )

@@ -155,9 +155,7 @@ class ControlPlaneManager(EngineEvents, ConfigurationEvents):
 
     def _on_first_token(self, event: FirstToken, now: float) -> list[Action]:
         request = self._in_engine(event.request_id)
-        if request is None:
-            return self._ignore()
-        if request.first_token_at is not None:
+        if request is None or request.first_token_at is not None:
             return self._ignore()
         request.first_token_at = now
         self.ledger.answers(request.engine or "")
@@ -178,8 +176,7 @@ class ControlPlaneManager(EngineEvents, ConfigurationEvents):
         self._settle(request, event).answered = True
         book = self._book
         book.drained.count(now)
-        details = {"prompt_tokens": event.prompt_tokens, "output_tokens": event.output_tokens}
-        request.notes.append((now, "done", details))
+        request.notes.append((now, "done", (event.prompt_tokens, event.output_tokens)))
         book.end(request, "done")
         return self._pump(now) if book.queued or self._lane.members else []
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from sage_prefect.control_plane.events import Band, RequestInfo
 
-Told = Callable[[], object]
-"""A detail of a note that is worked out only when somebody asks."""
+Told = tuple[Callable[[Any], object], Any]
+"""(function, what it is told of): a detail that is put into words only when somebody asks."""
 State = Literal["queued", "running", "done", "failed", "rejected", "cancelled"]
 
 
@@ -61,8 +61,9 @@ class ScheduledRequest:
     progress_at: float = 0.0
     waits_in: Any = None
     """The queue that holds it, if any."""
-    notes: list[tuple[float, str, dict[str, Any]]] = field(default_factory=list)
-    """What ``explain`` tells: (time, what happened, details, some of which are ``Told``)."""
+    notes: list[tuple[float, str, dict[str, Any] | tuple[Any, ...]]] = field(default_factory=list)
+    """What ``explain`` tells: (time, what happened, details). The details of what happens to every
+    request are values alone, in the order of ``_NAMES``."""
 
     @property
     def request_id(self) -> str:
@@ -86,11 +87,22 @@ class ScheduledRequest:
             "engine": self.engine,
             "attempts": self.attempts,
             "decisions": [
-                {"at_s": round(at - self.arrived, 6), "what": what, **_told(details)}
+                {"at_s": round(at - self.arrived, 6), "what": what, **_told(what, details)}
                 for at, what, details in self.notes
             ],
         }
 
 
-def _told(details: dict[str, Any]) -> dict[str, Any]:
-    return {name: one() if callable(one) else one for name, one in details.items()}
+_NAMES = {
+    "dispatched": ("engine", "policy", "scores"),
+    "done": ("prompt_tokens", "output_tokens"),
+}
+
+
+def _told(what: str, details: dict[str, Any] | tuple[Any, ...]) -> dict[str, Any]:
+    if isinstance(details, dict):
+        return details
+    return {
+        name: one[0](one[1]) if isinstance(one, tuple) else one
+        for name, one in zip(_NAMES[what], details, strict=True)
+    }

@@ -157,8 +157,7 @@ class ArrivalOrderPolicy(SchedulingPolicy):
 
     def scores(self, request: ScheduledRequest) -> Told:
         members = self.ledger.members(request.info.model)[:_EXPLAINED]
-        turns = [entry.last_turn for entry in members]
-        return lambda: [(entry.name, turn) for entry, turn in zip(members, turns, strict=True)]
+        return _listed, (members, [entry.last_turn for entry in members])
 
     def candidates(self, request: ScheduledRequest) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = []
@@ -194,3 +193,7 @@ class ArrivalOrderPolicy(SchedulingPolicy):
         if not line.waiting:
             del self._lines[request.info.model]
         return True
+
+
+def _listed(looked_at: tuple[tuple[EngineEntry, ...], list[int]]) -> list[tuple[str, int]]:
+    return [(entry.name, turn) for entry, turn in zip(*looked_at, strict=True)]

@@ -98,7 +98,7 @@ class SchedulingPolicy(ABC):
 
     def scores(self, request: ScheduledRequest) -> Told:
         """The engines that the last dispatch was chosen from, each with its score (lower first)."""
-        return list
+        return list, ()
 
     # -- optional: what a policy that merges says of embedding and rerank calls ------------
 

@@ -84,6 +84,8 @@ class EngineChoice:
         else:
             scored = self._score_latency(loads, prompt, kv, cached, now)
         self.looked_at = scored
+        if not (batch or over or request.tried) and request.tpot_slo_s == math.inf and scored:
+            return self._best_spared(scored)
         if over:
             scored = self._with_room(scored, kv, now)
         if request.tried:
@@ -97,9 +99,9 @@ class EngineChoice:
     ) -> tuple[EngineLoad, float] | None:
         """The best engine where a latency request's promise holds; engines that prefer batch work
         are left to it while others do."""
-        others = [one for one in scored if not one[0].batch_preferred]
         if request.tpot_slo_s == math.inf or not self.parameters.hold:
-            return self._best(others or scored)
+            return self._best_spared(scored)
+        others = [one for one in scored if not one[0].batch_preferred]
         for group in (others, scored) if len(others) < len(scored) else (scored,):
             left = group
             while left:
@@ -113,6 +115,13 @@ class EngineChoice:
         paces = [(one, one[0].tpot_with(now, one[2], kv)) for one in scored]
         least = [(one[0], pace, one[2]) for one, pace in paces if late or pace <= bend]
         return self._best(least) if least else None
+
+    def _best_spared(self, scored: list[Scored]) -> tuple[EngineLoad, float]:
+        """The best that does not prefer batch work, if there is one."""
+        for one in scored:
+            if one[0].batch_preferred:
+                return self._best([o for o in scored if not o[0].batch_preferred] or scored)
+        return self._best(scored)
 
     # -- may it go there ------------------------------------------------------------------
 
@@ -284,10 +293,11 @@ class EngineChoice:
             load, _, uncached = scored[0]
             return load, uncached
         best = scored[0]
+        least = best[1]
         for one in scored:
-            if one[1] < best[1]:
-                best = one
-        limit = best[1] + abs(best[1]) * self.parameters.near + 1e-9
+            if one[1] < least:
+                best, least = one, one[1]
+        limit = least + abs(least) * self.parameters.near + 1e-9
         near = [one for one in scored if one[1] <= limit]
         load, _, uncached = best if len(near) == 1 else self._rng.choice(near)
         return load, uncached

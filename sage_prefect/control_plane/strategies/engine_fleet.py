@@ -112,7 +112,7 @@ class EngineFleet(TenantBooks):
         request.progress_at = now
         if request.band is not Band.BATCH and request.ttft_slo_s < math.inf:
             load.window.saw_ttft((now - request.arrived) / request.ttft_slo_s)
-        return self._touch(request)
+        return self._size > 0 and self._touch(request)
 
     def progressed(self, request: ScheduledRequest, chunks: int, now: float) -> bool:
         load = self._loads.get(request.engine or "")
@@ -220,8 +220,6 @@ class EngineFleet(TenantBooks):
         return _UNKNOWN_COST_S
 
     def _touch(self, request: ScheduledRequest) -> bool:
-        if not self._size:
-            return False
         pool = self._pools.get(request.info.model)
         if pool is None or not pool.queue.size:
             return False

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from random import Random
 from typing import Any
 
@@ -25,9 +25,10 @@ from sage_prefect.control_plane.events import (
 )
 from sage_prefect.control_plane.hybrid_parameters import ORDER_S, HybridParameters
 from sage_prefect.control_plane.ledger import EngineEntry, Ledger
-from sage_prefect.control_plane.queues import BandQueue
+from sage_prefect.control_plane.queues import Account, BandQueue
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest, Told
 from sage_prefect.control_plane.strategies.base import Refusal
+from sage_prefect.control_plane.strategies.engine_choice import Scored
 from sage_prefect.control_plane.strategies.engine_fleet import JUDGED_TOKENS, EngineFleet
 from sage_prefect.control_plane.strategies.model_pool import ModelPool
 
@@ -69,7 +70,7 @@ class HybridSchedulingPolicy(EngineFleet):
         request.band = band
         self._promise(request, now)
         request.cost_s = self._cost_s(pool, request)
-        self._accounts[band].lift(info.tenant)
+        account = self._accounts[band].lift(info.tenant)
         if is_latency:
             pool.partition.arrived(now, info.prompt_tokens)
         for other in self._pools.values():
@@ -87,7 +88,7 @@ class HybridSchedulingPolicy(EngineFleet):
             return None
         load, uncached = chosen
         pool.newest = request
-        self._enter(request, load, uncached, now)
+        self._enter(request, load, uncached, now, account if parameters.fair else None)
         if is_latency:
             pool.choice.saw_latency(request, uncached, now)
         if band > Band.INTERACTIVE:
@@ -226,16 +227,22 @@ class HybridSchedulingPolicy(EngineFleet):
                 self._index.learn(engine, request.cached, done.cached_tokens)
             output = done.output_tokens
             served = served_s(load.model, request, done)
-            if output is not None and output > JUDGED_TOKENS:
+            if (
+                output is not None
+                and output > JUDGED_TOKENS
+                and is_latency
+                and request.tpot_slo_s < math.inf
+            ):
                 self._judge_pace(request, load, output - 1, now)
             if is_latency and (pool := self._pools.get(info.model)) is not None:
                 pool.partition.finished(output or request.chunks)
         elif request.first_token_at is None:
             served = 0.0
         self._charge(request, served - request.cost_s)
-        if tenant in self._parked:
+        if self._parked and tenant in self._parked:
             self._unpark(tenant)
-        self._touch(request)
+        if self._size:
+            self._touch(request)
 
     # -- time ------------------------------------------------------------------------------
 
@@ -281,8 +288,7 @@ class HybridSchedulingPolicy(EngineFleet):
         return listed
 
     def scores(self, request: ScheduledRequest) -> Told:
-        looked_at = self._pools[request.info.model].choice.looked_at
-        return lambda: [(load.entry.name, score) for load, score, _ in looked_at]
+        return _listed, self._pools[request.info.model].choice.looked_at
 
     # -- inside: who -----------------------------------------------------------------------
 
@@ -365,7 +371,12 @@ class HybridSchedulingPolicy(EngineFleet):
         heapq.heappush(self._ages, (at, request.seq, request))
 
     def _enter(
-        self, request: ScheduledRequest, load: EngineLoad, uncached: float, now: float
+        self,
+        request: ScheduledRequest,
+        load: EngineLoad,
+        uncached: float,
+        now: float,
+        account: Account | None = None,
     ) -> None:
         info, parameters, cost_s = request.info, self._parameters, request.cost_s
         tenant, band = info.tenant, request.band
@@ -385,8 +396,13 @@ class HybridSchedulingPolicy(EngineFleet):
             request.share_s = cost_s
             self._shares.enter(tenant, weight, cost_s)
         accounts = self._accounts[band]
-        account = accounts.of(tenant if parameters.fair else "")
+        if account is None:
+            account = accounts.of(tenant if parameters.fair else "")
         # Before its charge, which over a small weight may lie far ahead of all others.
         if account.virtual > accounts.present:
             accounts.present = account.virtual
         account.charge(cost_s / weight)
+
+
+def _listed(scored: Iterable[Scored]) -> list[tuple[str, float]]:
+    return [(load.entry.name, score) for load, score, _ in scored]
