@@ -537,7 +537,7 @@ def test_an_idle_model_is_forgotten() -> None:
     m.handle(EngineRemoved("e"), 0.2)
     lane: Any = m._lane
     assert not lane._executors._executors
-    assert not lane._executors._of_engine
+    assert not lane._executors.of_engine
 
 
 def test_a_cold_engine_is_waited_for() -> None:
