@@ -11,7 +11,7 @@ import math
 
 from sage_prefect.control_plane.events import Band
 
-_BANDS = len(Band)
+_FROM = [tuple(range(band, len(Band))) for band in Band]
 
 
 class Drain:
@@ -35,7 +35,7 @@ class Drain:
         if now > self._at:
             self._forget(now)
         rate, more = self._rate, cost_s / self._tau
-        for at in range(band, _BANDS):
+        for at in _FROM[band]:
             rate[at] += more
 
     def wait_s(self, band: Band, ahead_s: float, now: float, floor: float) -> float:

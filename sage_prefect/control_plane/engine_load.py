@@ -51,6 +51,9 @@ class EngineLoad:
         "preemptions",
         "prefill",
         "sampled_at",
+        "stale",
+        "step_s",
+        "token_s",
         "waiting",
         "window",
     )
@@ -84,6 +87,10 @@ class EngineLoad:
         self.growth = 0.0
         """Tokens that the answers under way will probably still hold."""
         self.batch_preferred = False
+        self.stale = True
+        """What is inside, or the model, has changed since :meth:`measure`."""
+        self.step_s = self.token_s = 0.0
+        """By the model: a step with what is inside, and a token of prefill with its share of it."""
         self.sampled_at = -math.inf
         """When the model last learned from a stream's pace here: its neighbours show the same."""
         self.preemptions = math.nan
@@ -136,6 +143,7 @@ class EngineLoad:
         self.window.limit(spec.max_concurrency)
         self.kv_tokens = float(spec.kv_tokens or DEFAULT_KV_TOKENS)
         self.budget = float(spec.max_batch_tokens or DEFAULT_BUDGET)
+        self.stale = True
 
     # -- books ----------------------------------------------------------------------------
 
@@ -170,6 +178,7 @@ class EngineLoad:
         if not request.info.stream:
             at = now + self.ttft(uncached)
             heapq.heappush(self.assumed, (at, request.seq, request, now))
+        self.stale = True
         self.prefill += uncached
         self.pending += uncached
         self.waiting += 1
@@ -198,10 +207,18 @@ class EngineLoad:
         if self.prefill <= 0.0:
             self.pending = 0.0
             return
+        if self.stale:
+            self.measure()
+        self.pending = self.prefill - min(self.front, (now - self.front_at) / self.token_s)
+
+    def measure(self) -> None:
+        """Bring ``step_s`` and ``token_s`` up to date."""
         model = self.model
-        step = model.c0 + model.b * (self.latency + self.batch) + model.g * self.context
-        token_s = model.kt * (model.a + step / self.budget)
-        self.pending = self.prefill - min(self.front, (now - self.front_at) / token_s)
+        self.step_s = step = (
+            model.c0 + model.b * (self.latency + self.batch) + model.g * self.context
+        )
+        self.token_s = model.kt * (model.a + step / self.budget)
+        self.stale = False
 
     def assume(self, now: float) -> None:
         """Take the prompts to be through whose time has come and that will not say so."""
@@ -225,6 +242,7 @@ class EngineLoad:
 
     def grow(self, request: ScheduledRequest, tokens: int) -> None:
         """Its answer has become longer."""
+        self.stale = True
         request.context += tokens
         self.context += tokens
         if request.growth:
@@ -234,6 +252,7 @@ class EngineLoad:
         """It has ended here, well or not."""
         if request.prefilling:
             self.first_token(request, now)
+        self.stale = True
         self.context = max(0.0, self.context - request.context)
         request.context = 0.0
         if request.growth:

@@ -228,15 +228,15 @@ class EngineChoice:
         for load in loads:
             if load.assumed:
                 load.assume(now)
-            model, budget, latency, context = load.model, load.budget, load.latency, load.context
-            step = model.c0 + model.b * (latency + load.batch) + model.g * context
-            prefill = load.prefill
-            if prefill > 0.0:
-                passed = (now - load.front_at) / (model.kt * (model.a + step / budget))
-                front = load.front
-                load.pending = pending = prefill - (passed if passed < front else front)
+            if load.stale:
+                load.measure()
+            pending = load.prefill
+            if pending > 0.0:
+                passed, front = (now - load.front_at) / load.token_s, load.front
+                pending -= passed if passed < front else front
             else:
-                load.pending = pending = 0.0
+                pending = 0.0
+            load.pending = pending
             entry = load.entry
             state = entry.state
             if (state is not _READY and state is not _WARMING) or entry.leaving:
@@ -245,21 +245,22 @@ class EngineChoice:
             if inside and (
                 inside >= load.window.size
                 or inside >= entry.spec.max_concurrency
-                or context + kv > load.kv_limit * load.kv_tokens
+                or load.context + kv > load.kv_limit * load.kv_tokens
             ):
                 continue
-            if load.waiting > most_waiting and pending > budget:
+            budget, model = load.budget, load.model
+            if pending > budget and load.waiting > most_waiting:
                 continue
             if cached:
                 uncached = max(1.0, prompt - cached.get(entry.spec.name, 0.0))
-            if by_price:
-                score = entry.spec.price * model.a * uncached
-            elif model.known:
+            if model.known and not by_price:
                 tokens = pending + uncached
-                ttft = model.kt * (model.a * tokens + step * (1.0 + tokens / budget))
-                score = ttft * (1.0 + harm * latency)
+                ttft = model.kt * (model.a * tokens + load.step_s * (1.0 + tokens / budget))
+                score = ttft * (1.0 + harm * load.latency)
+            elif by_price:
+                score = entry.spec.price * model.a * uncached
             else:
-                score = (pending + uncached + 1.0) * (latency + load.batch + 1)
+                score = (pending + uncached + 1.0) * (load.running + 1)
             scored.append((load, score, uncached))
         return scored
 
@@ -292,12 +293,11 @@ class EngineChoice:
         if len(scored) == 1:
             load, _, uncached = scored[0]
             return load, uncached
-        best = scored[0]
-        least = best[1]
-        for one in scored:
-            if one[1] < least:
-                best, least = one, one[1]
+        scores = [one[1] for one in scored]
+        least = min(scores)
         limit = least + abs(least) * self.parameters.near + 1e-9
-        near = [one for one in scored if one[1] <= limit]
-        load, _, uncached = best if len(near) == 1 else self._rng.choice(near)
+        if sorted(scores)[1] > limit:
+            load, _, uncached = scored[scores.index(least)]
+        else:
+            load, _, uncached = self._rng.choice([one for one in scored if one[1] <= limit])
         return load, uncached

@@ -108,6 +108,7 @@ class EngineFleet(TenantBooks):
             load.model.saw_ttft(
                 inside, request.prefill_ahead, request.uncached, n, context, load.budget
             )
+            load.stale = True
         load.first_token(request, now)
         request.progress_at = now
         if request.band is not Band.BATCH and request.ttft_slo_s < math.inf:
@@ -146,6 +147,7 @@ class EngineFleet(TenantBooks):
             return
         if load.is_well and load.is_clean(now - took):
             load.model.saw_step(took / chunks, load.running, load.context)
+            load.stale = True
             load.sampled_at = now
         if request.chunks >= JUDGED_TOKENS:
             self._judge_pace(request, load, request.chunks, now)
