@@ -159,8 +159,7 @@ class RequestClassifier:
 def _output_limit(body: Mapping[str, Any]) -> int | None:
     """The longest answer that the client takes; None: not said, or absurd."""
     for name in _OUTPUT_LIMITS:
-        limit = body.get(name)
-        if limit is not None:
+        if name in body and (limit := body[name]) is not None:
             if not isinstance(limit, int) or isinstance(limit, bool):
                 return None
             return limit if 1 <= limit <= MAX_TOKENS else None

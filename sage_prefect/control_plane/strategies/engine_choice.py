@@ -243,8 +243,7 @@ class EngineChoice:
                 continue
             inside = len(entry.running) + len(entry.batches)
             if inside and (
-                inside >= load.window.size
-                or inside >= entry.spec.max_concurrency
+                inside >= load.window.size  # never more than the engine's own limit
                 or load.context + kv > load.kv_limit * load.kv_tokens
             ):
                 continue

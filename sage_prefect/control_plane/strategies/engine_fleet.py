@@ -83,10 +83,10 @@ class EngineFleet(TenantBooks):
             self._loads.pop(entry.name, None)
             self._index.forget(entry.name)
             return
+        pools = self._pools
         for model in entry.spec.models:
-            pool = self._pools.get(model)
-            if pool is not None:
-                pool.touched = True
+            if model in pools:
+                pools[model].touched = True
 
     def is_crowded(self, entry: EngineEntry, now: float) -> bool:
         load = self._loads.get(entry.name)

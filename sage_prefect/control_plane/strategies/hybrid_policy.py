@@ -73,12 +73,8 @@ class HybridSchedulingPolicy(EngineFleet):
         account = self._accounts[band].lift(info.tenant)
         if is_latency:
             pool.partition.arrived(now, info.prompt_tokens)
-        for other in self._pools.values():
-            if other is pool:
-                break
-            if other.touched:
-                other.adapt(now)
-                other.touched = False
+        if len(self._pools) > 1:
+            self._look_before(pool, now)
         if now >= pool.adapt_at:
             pool.adapt(now)
         chosen = pool.choice.choose(request, self._candidates(pool, request), now)
@@ -95,6 +91,15 @@ class HybridSchedulingPolicy(EngineFleet):
             pool.served(request, self._bands)
         pool.drain.drained(band, request.cost_s, now)
         return load.entry
+
+    def _look_before(self, pool: ModelPool, now: float) -> None:
+        """Pools that :meth:`next_dispatch` would ask before this one; nothing waits there."""
+        for other in self._pools.values():
+            if other is pool:
+                break
+            if other.touched:
+                other.adapt(now)
+                other.touched = False
 
     def add(self, request: ScheduledRequest, now: float) -> None:
         self._now = now

@@ -54,7 +54,8 @@ class PlacementIndex:
         while heap:
             item = heap[0]
             entry = pool.get(item[1])
-            if entry is None or entry.version != item[2] or not entry.has_room():
+            # One that had room when it was listed has it as long as its version stands.
+            if entry is None or entry.version != item[2]:
                 heapq.heappop(heap)
                 continue
             if item[1] not in avoid:
