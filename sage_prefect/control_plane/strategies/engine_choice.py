@@ -10,7 +10,8 @@ packed: into batch-preferred engines first, the fullest that takes it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from random import Random
 
 from sage_prefect.control_plane.engine_load import RECENT_LATENCY_S, EngineLoad
@@ -35,7 +36,13 @@ _NONE_CACHED: dict[str, float] = {}
 class EngineChoice:
     """Chooses among the engines of one model."""
 
-    def __init__(self, parameters: HybridParameters, index: PrefixIndex, rng: Random) -> None:
+    def __init__(
+        self,
+        parameters: HybridParameters,
+        index: PrefixIndex,
+        rng: Random,
+        lent: AbstractSet[str] = frozenset(),
+    ) -> None:
         self.parameters = parameters
         self.index = index
         self.latency_at = -math.inf
@@ -48,6 +55,8 @@ class EngineChoice:
         self.looked_at: list[Scored] = []
         """What the last choice was made from, for ``explain``."""
         self._rng = rng
+        self._lent = lent
+        """Accelerators that are left to embedding calls while others will do."""
 
     def saw_latency(
         self, request: ScheduledRequest, uncached: float, now: float, *, usual: bool = True
@@ -79,6 +88,8 @@ class EngineChoice:
         prompt = float(info.prompt_tokens)
         kv = prompt + (info.output_estimate or DEFAULT_OUTPUT)
         batch = request.band is Band.BATCH
+        if self._lent:
+            loads = self._not_lent(loads, now)
         if batch:
             scored = self._score_batch(loads, prompt, kv, cached, now)
         else:
@@ -115,6 +126,18 @@ class EngineChoice:
         paces = [(one, one[0].tpot_with(now, one[2], kv)) for one in scored]
         least = [(one[0], pace, one[2]) for one, pace in paces if late or pace <= bend]
         return self._best(least) if least else None
+
+    def _not_lent(self, loads: Iterable[EngineLoad], now: float) -> Collection[EngineLoad]:
+        """Those whose accelerators are not left to embedding calls; if there is none, all."""
+        kept: list[EngineLoad] = []
+        lent: list[EngineLoad] = []
+        for load in loads:
+            (lent if load.entry.spec.accelerator in self._lent else kept).append(load)
+        if not kept:
+            return lent
+        for load in lent:
+            load.look(now)
+        return kept
 
     def _best_spared(self, scored: list[Scored]) -> tuple[EngineLoad, float]:
         """The best that does not prefer batch work, if there is one."""
@@ -184,7 +207,10 @@ class EngineChoice:
         is_ready = load.entry.state is EngineState.READY and not load.window.late
         if is_ready and not load.batch and now - load.batch_at >= BATCH_EVERY_S:
             return True
-        if load.batch >= load.window.batch or not load.model.known:
+        if not load.model.known:
+            # One alone harms nobody, and shows how fast the engine is.
+            return not load.running
+        if load.batch >= load.window.batch:
             return False
         tightest = min(load.tightest_tpot(), self.tpot_promise_s(load))
         if load.tpot_with(now, uncached, kv) > load.window.gate * tightest:
@@ -228,6 +254,8 @@ class EngineChoice:
         for load in loads:
             if load.assumed:
                 load.assume(now)
+            if load.neighbours:
+                load.share(now)
             if load.stale:
                 load.measure()
             pending = load.prefill
@@ -255,7 +283,7 @@ class EngineChoice:
             if model.known and not by_price:
                 tokens = pending + uncached
                 ttft = model.kt * (model.a * tokens + load.step_s * (1.0 + tokens / budget))
-                score = ttft * (1.0 + harm * load.latency)
+                score = load.stretch * ttft * (1.0 + harm * load.latency)
             elif by_price:
                 score = entry.spec.price * model.a * uncached
             else:
@@ -274,7 +302,7 @@ class EngineChoice:
         """Those that take a batch request."""
         scored: list[Scored] = []
         for load in loads:
-            if load.assumed or load.prefill:
+            if load.assumed or load.prefill or load.neighbours:
                 load.look(now)
             if not self._may_take(load, kv):
                 continue

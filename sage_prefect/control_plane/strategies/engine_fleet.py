@@ -11,7 +11,7 @@ from itertools import islice
 from random import Random
 
 from sage_prefect.control_plane.admission import Drain
-from sage_prefect.control_plane.engine_load import EngineLoad
+from sage_prefect.control_plane.engine_load import SHARE, EngineLoad
 from sage_prefect.control_plane.engine_model import fleet_profile
 from sage_prefect.control_plane.engine_seconds import predicted_s, token_s
 from sage_prefect.control_plane.events import (
@@ -32,7 +32,7 @@ from sage_prefect.control_plane.strategies.tenant_books import TenantBooks
 _UNKNOWN_COST_S = 0.01
 JUDGED_TOKENS = 8
 """A mean over fewer tokens says little of the whole answer's."""
-_SHARED, _SPARED = 0.5, 0.9
+_SPARED = 0.9
 """A call on a shared accelerator takes about half of it; of a promise so much may be used then."""
 
 
@@ -62,6 +62,8 @@ class EngineFleet(TenantBooks):
                 self._least = PlacementIndex(self.ledger, _in_flight)
             self._index.set_capacity(entry.name, entry.spec.kv_tokens)
         load.respect(entry.spec)
+        if entry.spec.accelerator is not None:
+            self._meet(entry)
         if entry.leaving or not load.is_well:
             load.batch_preferred = False
             self._index.forget(entry.name)
@@ -94,7 +96,7 @@ class EngineFleet(TenantBooks):
             return False
         promise = min(load.tightest_tpot(), self._pool(entry.spec.models[0]).choice.promise_s)
         tpot = load.model.tpot_s(load.running, load.context, load.prefill_rate(now))
-        return tpot / (1.0 - _SHARED) > _SPARED * promise
+        return tpot / (1.0 - SHARE) > _SPARED * promise
 
     # -- what engines show -----------------------------------------------------------------
 
@@ -106,7 +108,12 @@ class EngineFleet(TenantBooks):
         n, context = request.load_at_dispatch
         if load.is_well:
             load.model.saw_ttft(
-                inside, request.prefill_ahead, request.uncached, n, context, load.budget
+                inside / load.stretch,
+                request.prefill_ahead,
+                request.uncached,
+                n,
+                context,
+                load.budget,
             )
             load.stale = True
         load.first_token(request, now)
@@ -146,7 +153,9 @@ class EngineFleet(TenantBooks):
         if took <= 0:
             return
         if load.is_well and load.is_clean(now - took):
-            load.model.saw_step(took / chunks, load.running, load.context)
+            if load.neighbours:
+                load.share(now)
+            load.model.saw_step(took / chunks / load.stretch, load.running, load.context)
             load.stale = True
             load.sampled_at = now
         if request.chunks >= JUDGED_TOKENS:
@@ -163,6 +172,14 @@ class EngineFleet(TenantBooks):
             load.window.saw_tpot(pace / request.tpot_slo_s)
 
     # -- which engines ---------------------------------------------------------------------
+
+    def _meet(self, entry: EngineEntry) -> None:
+        """Engines of one accelerator get to know each other."""
+        together = [entry, *self.ledger.beside(entry)]
+        for one in together:
+            load = self._loads.get(one.name)
+            if load is not None:
+                load.neighbours = tuple(other for other in together if other is not one)
 
     def _candidates(self, pool: ModelPool, request: ScheduledRequest) -> Collection[EngineLoad]:
         loads = pool.loads
@@ -196,7 +213,7 @@ class EngineFleet(TenantBooks):
             queue = ModelQueue(
                 model, self._accounts, by_deadline=parts.by_deadline, fair=parts.fair
             )
-            choice = EngineChoice(parts, self._index, self.rng)
+            choice = EngineChoice(parts, self._index, self.rng, self.ledger.lent)
             engines = self.ledger.pool(model)
             drain = Drain(parts.drain_tau, float(max(1, len(engines))), self._now)
             pool = self._pools[model] = ModelPool(queue, choice, drain)
