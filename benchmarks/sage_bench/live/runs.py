@@ -21,6 +21,7 @@ from sage_bench.load.summary import summarise
 from sage_bench.load.target import Target
 from sage_bench.simulation.assembly import assemble, variants
 from sage_bench.simulation.controller import controller_factory
+from sage_bench.simulation.gateway import Journal
 from sage_bench.simulation.scenario import PolicySpec, ScenarioSpec
 from sage_bench.workloads.client_request import ClientRequest
 from sage_prefect.control_plane.events import EngineSpec, Limits
@@ -54,11 +55,14 @@ def simulate(
     requests: Sequence[ClientRequest],
     seed: int,
     base: Path | None = None,
+    *,
+    journal: Journal | None = None,
 ) -> Observation:
     """The scenario in virtual time; its control plane knows what a live gateway's knows.
 
     Args:
         requests: the scenario's with this seed.
+        journal: is told of every event of the control plane.
     """
     limits = Limits(
         max_queued_requests=spec.limits.max_queued_requests,
@@ -70,6 +74,7 @@ def simulate(
         variants(policy)[0],
         seed,
         base=base,
+        journal=journal,
         controllers=controller_factory(policy.use, limits, seed=GATEWAY_SEED),
         told=as_the_gateway_is_told,
         facts=WireFacts(list(arrivals_of(requests, spec, seed))),
@@ -89,16 +94,19 @@ def run_live(
     requests: Sequence[ClientRequest],
     seed: int,
     folder: Path,
+    *,
+    record: bool = False,
 ) -> LiveRun:
     """The same requests in real time, through a gateway of their own in front of mock engines.
 
     Args:
         folder: for logs, configuration and ``requests.parquet``.
+        record: the gateway's event log goes there, too.
 
     Raises:
         BenchmarkError: a process does not start.
     """
-    with LiveStack(spec, policy.use, folder) as stack, quiet_collector():
+    with LiveStack(spec, policy.use, folder, record=record) as stack, quiet_collector():
         run = run_in_loop(_send(spec, requests, seed, stack.url))
         engines = stack.engine_states()
     summary = summarise(run)

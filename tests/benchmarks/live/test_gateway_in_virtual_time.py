@@ -35,6 +35,7 @@ from sage_gateway.config import GatewayConfig
 from sage_gateway.engines import EngineConfig, ServedModel
 from sage_gateway.gateway import Gateway
 from sage_gateway.server import make_server
+from sage_prefect.control_plane.events import Arrival, Done, Event, FirstToken, Progress
 from sage_prefect.control_plane.events import Limits as SchedulingLimits
 
 Virtually = Callable[[Any], Any]
@@ -51,7 +52,6 @@ def scenario(policy: str) -> ScenarioSpec:
             "drain_s": 1000,
             "network_ms": 0,
             "progress_s": 0.25,
-            "progress_by": "chunks",
             "engines": [{"name": "llm", "count": ENGINES, "window": WINDOW}],
             "workloads": [
                 {
@@ -71,8 +71,15 @@ def scenario(policy: str) -> ScenarioSpec:
     )
 
 
-async def observed(spec: ScenarioSpec, seed: int) -> Observation:
-    """The scenario through the gateway, in the running loop."""
+Heard = list[tuple[Event, float]]
+
+
+async def observed(spec: ScenarioSpec, seed: int, heard: Heard | None = None) -> Observation:
+    """The scenario through the gateway, in the running loop.
+
+    Args:
+        heard: gets what the control plane is told, and when.
+    """
     loop: Any = asyncio.get_running_loop()
     requests = requests_of(spec, seed)
     llm = LlmEngineSpec(step_profile("h100-70b"))
@@ -98,6 +105,8 @@ async def observed(spec: ScenarioSpec, seed: int) -> Observation:
             ),
         )
         gateway = Gateway(config, KeyRing(None, (), open_to_all=True))
+        if heard is not None:
+            listen(gateway.manager, heard)
         server = make_server(GatewayApp(gateway, on_loopback=True), config)
         server.config.load()
         loop.factories[GATEWAY_PORT] = lambda: server.config.http_protocol_class(  # type: ignore[call-arg, operator]
@@ -114,6 +123,34 @@ async def observed(spec: ScenarioSpec, seed: int) -> Observation:
             await asyncio.gather(probes, return_exceptions=True)
             await gateway.close()
     return of_records(run.records, [request.traffic.name for request in requests])
+
+
+def listen(manager: Any, heard: Heard) -> None:
+    handle = manager.handle
+
+    def listening(event: Event, now: float) -> Any:
+        heard.append((event, now))
+        return handle(event, now)
+
+    manager.handle = listening
+
+
+Story = list[tuple[type, float, int | None]]
+
+
+def streams(heard: Heard) -> list[Story]:
+    """Of each stream, in the order of arrival: what was told of it, when, and how many tokens."""
+    found: dict[str, Story] = {}
+    started = next(now for event, now in heard if isinstance(event, Arrival))
+    for event, now in heard:
+        at = now - started
+        if isinstance(event, Arrival) and event.request.stream:
+            found[event.request.request_id] = []
+        elif isinstance(event, (FirstToken, Progress, Done)) and event.request_id in found:
+            tokens = {Progress: "chunks", Done: "output_tokens"}.get(type(event))
+            story = found[event.request_id]
+            story.append((type(event), at, getattr(event, tokens) if tokens else None))
+    return list(found.values())
 
 
 @pytest.fixture
@@ -142,3 +179,32 @@ def test_the_gateway_does_what_its_simulation_says(virtually: Virtually, policy:
     agreement = compare(simulated, live, live, simulated, warmup_s=spec.warmup_s)
     assert len(agreement.rows) >= 10
     assert agreement.verdict is Verdict.PASS, agreement
+
+
+@pytest.mark.usefixtures("virtual_clocks")
+def test_both_drivers_tell_the_control_plane_the_same_of_the_same_streams(
+    virtually: Virtually,
+) -> None:
+    spec = scenario("least_outstanding")
+    live: Heard = []
+    simulated: Heard = []
+    virtually(observed(spec, 1, live))
+    simulate(
+        spec,
+        spec.policies[0],
+        requests_of(spec, 1),
+        1,
+        journal=lambda _, event, now, actions: simulated.append((event, now)),
+    )
+    stories = streams(live)
+    assert len(stories) > 200
+    for story, other in zip(stories, streams(simulated), strict=True):
+        assert [(kind, n) for kind, _, n in story] == [(kind, n) for kind, _, n in other]
+        assert [at for _, at, _ in story] == pytest.approx([at for _, at, _ in other], abs=1e-6)
+        kinds = [kind for kind, _, _ in story]
+        reports = len(kinds) - 2
+        assert kinds == [FirstToken, *[Progress] * reports, Done]
+        told = [tokens for _, _, tokens in story[1:]]
+        # The first token came with the first read; since the last report there were few more.
+        left = told[-1] - 1 - sum(told[:-1])
+        assert 0 <= left <= 9
