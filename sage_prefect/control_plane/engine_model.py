@@ -158,14 +158,27 @@ class EngineModel:
                 for j in range(3):
                     cov[i][j] = cov[j][i] = cov[i][j] * shrink
                 cov[i][i] = most
-        prior = self._prior
-        self.c0 = self._moved(self.c0 + step[0], prior.c0)
-        self.b = self._moved(self.b + step[1], prior.b)
-        self.g = self._moved(self.g + step[2], prior.g)
+        self._move([self.c0 + step[0], self.b + step[1], self.g + step[2]])
 
-    def _moved(self, value: float, prior: float) -> float:
-        low, high = self._bounds(prior)
-        return min(high, max(low, value))
+    def _move(self, fitted: list[float]) -> None:
+        """Take over constants, each within its bounds.
+
+        One that would leave them is held there, and the others move along its column of the
+        covariance, to the constrained optimum. If it were only cut off, they would go on balancing
+        steps that it does not make, and diverge.
+        """
+        prior, cov, scale = self._prior, self._cov, self._scale
+        bounds = [self._bounds(value) for value in (prior.c0, prior.b, prior.g)]
+        for i in (0, 1, 2):
+            low, high = bounds[i]
+            excess = fitted[i] - min(high, max(low, fitted[i]))
+            if excess:
+                share = excess / (scale[i] * cov[i][i])
+                for j in (0, 1, 2):
+                    fitted[j] -= share * cov[j][i] * scale[j]
+        self.c0, self.b, self.g = (
+            min(high, max(low, value)) for value, (low, high) in zip(fitted, bounds, strict=True)
+        )
 
     def _bounds(self, prior: float) -> tuple[float, float]:
         wide = CLAMP if self._prior is not UNKNOWN else 100.0

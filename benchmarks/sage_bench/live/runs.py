@@ -25,6 +25,9 @@ from sage_bench.simulation.gateway import Journal
 from sage_bench.simulation.scenario import PolicySpec, ScenarioSpec
 from sage_bench.workloads.client_request import ClientRequest
 from sage_prefect.control_plane.events import EngineSpec, Limits
+from sage_prefect.control_plane.manager import ControlPlaneManager
+from sage_prefect.platform.event_log import EventLogWriter
+from sage_prefect.platform.recorded_manager import settings_of
 
 GATEWAY_SEED = 0
 """A gateway's manager always breaks ties with this seed."""
@@ -57,25 +60,34 @@ def simulate(
     base: Path | None = None,
     *,
     journal: Journal | None = None,
+    log: Path | None = None,
 ) -> Observation:
     """The scenario in virtual time; its control plane knows what a live gateway's knows.
 
     Args:
         requests: the scenario's with this seed.
         journal: is told of every event of the control plane.
+        log: an event log of it, instead; its folder is made.
     """
-    limits = Limits(
-        max_queued_requests=spec.limits.max_queued_requests,
-        queue_timeout_s=spec.limits.queue_timeout_s,
-        max_retries=spec.limits.max_retries,
-    )
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        manager = ControlPlaneManager(policy.use, _limits(spec), seed=GATEWAY_SEED)
+        with EventLogWriter(log, settings=settings_of(manager), rotate=False) as writer:
+            return simulate(
+                spec,
+                policy,
+                requests,
+                seed,
+                base,
+                journal=lambda _, event, now, actions: writer.record(event, now, actions),
+            )
     simulation = assemble(
         spec,
         variants(policy)[0],
         seed,
         base=base,
         journal=journal,
-        controllers=controller_factory(policy.use, limits, seed=GATEWAY_SEED),
+        controllers=controller_factory(policy.use, _limits(spec), seed=GATEWAY_SEED),
         told=as_the_gateway_is_told,
         facts=WireFacts(list(arrivals_of(requests, spec, seed))),
     )
@@ -86,6 +98,14 @@ def simulate(
     finally:
         if collecting:
             gc.enable()
+
+
+def _limits(spec: ScenarioSpec) -> Limits:
+    return Limits(
+        max_queued_requests=spec.limits.max_queued_requests,
+        queue_timeout_s=spec.limits.queue_timeout_s,
+        max_retries=spec.limits.max_retries,
+    )
 
 
 def run_live(
