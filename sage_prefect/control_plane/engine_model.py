@@ -16,7 +16,10 @@ from sage_prefect.control_plane.events import EngineProfile
 
 CLAMP = 4.0
 FORGETTING = 0.995
-_RESIDUAL_RATE = 0.05
+_RESIDUAL_RATE = _PREFILL_RATE = 0.05
+_LONG_PROMPT, _SHORT_PROMPT, _LATE = 256, 32, 4.0
+"""Tokens of a prompt that tells the time of prefill; of an unknown engine, fewer where the first
+token takes so many decode steps, as on CPUs."""
 _MAX_PREFILL_SHARE = 0.8
 # A model of which nothing is known: a small LLM on a CPU or a large one on a GPU, within a factor
 # of ten; the first samples move it without a clamp.
@@ -50,6 +53,7 @@ class EngineModel:
     __slots__ = (
         "_cov",
         "_most",
+        "_prefills",
         "_prior",
         "_scale",
         "a",
@@ -71,6 +75,7 @@ class EngineModel:
         self.c0, self.a, self.b, self.g = base.c0, base.a, base.b, base.g
         self.kt = 1.0
         self.samples = 0
+        self._prefills = 0
         # Inputs are scaled to about 1, so that one forgetting factor serves all three.
         self._scale = (1.0, 1 / 32, 1 / 32_768)
         trust = _UNTRUSTED if base is UNKNOWN else _TRUSTED
@@ -125,12 +130,21 @@ class EngineModel:
         predicted = self.ttft_s(ahead, prompt, n, context, budget)
         if not 0 < seconds < 600 or predicted <= 0:
             return
-        if ahead <= 0.0 and prompt > 256:
-            # Alone in the queue: what the decode step (and the one under way) leaves is prefill.
-            step = (self.c0 + self.b * n + self.g * context) * (1.5 + prompt / budget)
+        # Alone in the queue: what the decode step (and the one under way) leaves is prefill.
+        step = (self.c0 + self.b * n + self.g * context) * (1.5 + prompt / budget)
+        unknown = self._prior is UNKNOWN
+        shortest = _SHORT_PROMPT if unknown and seconds > _LATE * step else _LONG_PROMPT
+        if ahead <= 0.0 and prompt > shortest:
             seen = (seconds - step) / prompt
             low, high = self._bounds(self._prior.a)
-            self.a = min(high, max(low, self.a + 0.05 * (min(high, seen) - self.a)))
+            rate = _PREFILL_RATE
+            if unknown:
+                # The mean of what was seen, until there is enough to forget the first of it.
+                self._prefills += 1
+                rate = max(rate, 1.0 / self._prefills)
+            self.a = min(high, max(low, self.a + rate * (min(high, seen) - self.a)))
+            if rate > _PREFILL_RATE:
+                predicted = self.ttft_s(ahead, prompt, n, context, budget)
         ratio = min(CLAMP, max(1 / CLAMP, seconds / predicted))
         self.kt += _RESIDUAL_RATE * (ratio * self.kt - self.kt)
         self.kt = min(CLAMP, max(1 / CLAMP, self.kt))

@@ -24,13 +24,14 @@ class SoftPartition:
     """The batch-preferred engines of one model."""
 
     __slots__ = (
-        "_arrivals", "_changed_at", "_next", "_output", "_parameters", "_prompt", "_slot",
+        "_arrivals", "_began", "_changed_at", "_next", "_output", "_parameters", "_prompt", "_slot",
     )  # fmt: skip
 
     def __init__(self, parameters: HybridParameters) -> None:
         self._parameters = parameters
         self._arrivals: deque[int] = deque([0], maxlen=_SLOTS)
-        self._slot = -math.inf
+        self._began = -math.inf
+        self._slot = 0
         self._prompt = 0.0
         self._output = 0.0
         self._changed_at = -math.inf
@@ -76,6 +77,8 @@ class SoftPartition:
         engines = len(loads)
         if engines < 2 or not any(load.batch for load in loads):
             return 0
+        if not all(load.model.known for load in loads):
+            return 0  # of what is not known nothing can be spared
         if not any(self._arrivals):
             return engines - 1
         complete = list(self._arrivals)[:-1] or list(self._arrivals)
@@ -100,9 +103,9 @@ class SoftPartition:
         return c0 / left if left > 0 else math.inf
 
     def _roll(self, now: float) -> None:
-        slot = now // _SLOT_S
-        if self._slot == -math.inf:
-            self._slot = slot
-        for _ in range(int(min(_SLOTS, slot - self._slot))):
+        if self._began == -math.inf:
+            self._began = now  # not the clock's own tens of seconds: equal arrivals, equal slots
+        slot = int((now - self._began) // _SLOT_S)
+        for _ in range(min(_SLOTS, slot - self._slot)):
             self._arrivals.append(0)
         self._slot = max(self._slot, slot)

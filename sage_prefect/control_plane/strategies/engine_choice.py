@@ -102,7 +102,9 @@ class EngineChoice:
             left = group
             while left:
                 load, uncached = self._best(left)
-                if self._keeps_promise(load, request, uncached, kv, now):
+                if self._keeps_promise(load, request, uncached, kv, now) and (
+                    group is scored or load.ttft(uncached) <= self._first_token_by_s(request, load)
+                ):
                     return load, uncached
                 left = [one for one in left if one[0] is not load]
         if not self._is_urgent(request, now):
@@ -132,6 +134,10 @@ class EngineChoice:
             return True
         promise = min(request.tpot_slo_s, load.tightest_tpot())
         return not load.running or load.tpot_with(now, uncached, kv) <= promise
+
+    def _first_token_by_s(self, request: ScheduledRequest, load: EngineLoad) -> float:
+        slo_s = request.ttft_slo_s
+        return slo_s if slo_s < math.inf else self._ttft_promise_s(load)
 
     def _with_room(self, scored: list[Scored], kv: float, now: float) -> list[Scored]:
         """Engines where another request leaves room to those that come after it."""

@@ -43,6 +43,8 @@ from sage_prefect.control_plane.strategies.placement import Key, PlacementIndex
 _UNKNOWN_COST_S = 0.01
 _JUDGED_TOKENS = 8
 """A mean over fewer tokens says little of the whole answer's."""
+_SHOWING_TOKENS = 32
+"""A whole answer of fewer tells more of its prompt."""
 _EXPLAINED = 8
 _PROMOTED_AT_ONCE = 1024  # per tick: the others follow with the next one
 _SHARED, _SPARED = 0.5, 0.9
@@ -306,6 +308,8 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         load = self._loads.get(entry.name)
         if load is None:
             return
+        if done is not None and load.is_well:
+            self._saw_answer(request, load, done.output_tokens or 0, now)
         load.leave(request, now)
         if self._parameters.fair and request.band is not Band.BATCH:
             self._shares.leave(request.info.tenant, request.share_s)
@@ -597,6 +601,18 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             load.sampled_at = now
         if request.chunks >= _JUDGED_TOKENS:
             self._judge_pace(request, load, request.chunks, now)
+
+    def _saw_answer(
+        self, request: ScheduledRequest, load: EngineLoad, tokens: int, now: float
+    ) -> None:
+        """A whole answer shows an engine's pace where no stream does: the other prompts in its time
+        make the engine look slower than it is, which is the safe side."""
+        if tokens < _SHOWING_TOKENS or load.sampled_at >= request.dispatched_at:
+            return
+        model, (n, context) = load.model, request.load_at_dispatch
+        prefill = model.a * (request.prefill_ahead + request.uncached)
+        pace = (now - request.dispatched_at - prefill) / tokens
+        model.saw_step(pace, (n + 1 + load.running) / 2, (context + load.context) / 2)
 
     def _judge_pace(
         self, request: ScheduledRequest, load: EngineLoad, tokens: int, now: float
