@@ -340,6 +340,14 @@ def test_only_who_is_too_late_already_may_break_the_promise_by_far() -> None:
     assert chosen(choice(), late, engine("e", latency=far)) == "e"
 
 
+def test_it_goes_to_a_batch_preferred_engine_before_its_first_token_is_late() -> None:
+    behind, preferred = engine("behind", latency=1, prompt=12_000.0), engine("free")
+    preferred.batch_preferred = True
+    soon = behind.ttft(1000.0)
+    assert chosen(choice(), request(ttft=1.1 * soon), behind, preferred) == "behind"
+    assert chosen(choice(), request(ttft=0.9 * soon), behind, preferred) == "free"
+
+
 def test_latency_work_keeps_off_batch_preferred_engines_while_others_do() -> None:
     left, mine = engine("left", batch=1), engine("mine", latency=30)
     left.batch_preferred = True

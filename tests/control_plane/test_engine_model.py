@@ -248,6 +248,27 @@ def test_a_short_prompt_says_nothing_of_prefill() -> None:
     assert model.a == PRIOR.a
 
 
+def test_prefill_of_an_unknown_engine_is_known_from_its_first_prompt() -> None:
+    """A CPU takes milliseconds per prompt token, 25 times what is assumed."""
+    model = EngineModel(None)
+    for _ in range(8):
+        model.saw_step(0.02, 1, 500.0)
+    model.saw_ttft(0.03 + 2.5e-3 * 100, 0.0, 100.0, 0, 0.0, BUDGET)
+    assert model.a == pytest.approx(2.5e-3, rel=0.1)
+    assert model.kt == pytest.approx(1.0, abs=0.05)
+    model.saw_ttft(0.03 + 3.5e-3 * 1000, 0.0, 1000.0, 0, 0.0, BUDGET)
+    assert model.a == pytest.approx(3.0e-3, rel=0.1)
+    for _ in range(100):
+        model.saw_ttft(0.03 + 3.5e-3 * 1000, 0.0, 1000.0, 0, 0.0, BUDGET)
+    assert model.a == pytest.approx(3.5e-3, rel=0.1)
+
+
+def test_a_short_prompt_of_a_fast_engine_says_nothing_though_it_is_unknown() -> None:
+    model = EngineModel(None)
+    model.saw_ttft(0.05, 0.0, 200.0, 0, 0.0, BUDGET)
+    assert model.a == UNKNOWN.a
+
+
 # -- clamps and absurd samples ----------------------------------------------------------------
 
 SECONDS = st.one_of(

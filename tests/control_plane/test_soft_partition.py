@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_prefect.control_plane.engine_load import EngineLoad
+from sage_prefect.control_plane.engine_model import EngineModel
 from sage_prefect.control_plane.events import Band, EngineProfile, EngineSpec, RequestInfo
 from sage_prefect.control_plane.hybrid_parameters import HybridParameters
 from sage_prefect.control_plane.ledger import EngineEntry
@@ -108,6 +109,33 @@ def test_as_many_are_kept_as_demand_needs_and_no_more(rate: float) -> None:
         assert tpot_s(counted / kept) <= limit
     if kept > 1:
         assert tpot_s(counted / (kept - 1)) > limit
+
+
+def test_none_is_spared_while_one_of_them_is_unknown() -> None:
+    partition, loads = SoftPartition(PARAMETERS), engines(4)
+    loads[2].model = EngineModel(None)
+    demand(partition, 1.0, 0.0, 50.0)
+    assert settled(partition, loads, 50.0) == []
+    loads[2].model.known = True
+    assert settled(partition, loads, 50.0)
+
+
+@given(
+    began=st.integers(0, 10**6).map(lambda n: n / 4),
+    gaps=st.lists(st.floats(0.0, 3.0), min_size=50, max_size=200),
+)
+def test_when_the_clock_began_does_not_matter(began: float, gaps: list[float]) -> None:
+    """Equal arrivals give equal decisions, in virtual time and by any machine's clock."""
+    kept = []
+    for start in (0.0, began):
+        partition, loads, now = SoftPartition(PARAMETERS), engines(4), start
+        for gap in gaps:
+            # By whole quarters: floating point must not decide on which side of a border it falls.
+            now += round(4 * gap) / 4
+            partition.arrived(now, PROMPT)
+            partition.finished(OUTPUT)
+        kept.append(settled(partition, loads, now))
+    assert kept[0] == kept[1]
 
 
 def test_it_is_sized_by_the_peak_and_not_by_the_mean() -> None:

@@ -605,11 +605,11 @@ class HybridSchedulingPolicy(SchedulingPolicy):
     def _saw_answer(
         self, request: ScheduledRequest, load: EngineLoad, tokens: int, now: float
     ) -> None:
-        """A whole answer shows an engine's pace where no stream does: the other prompts in its time
-        make the engine look slower than it is, which is the safe side."""
-        if tokens < _SHOWING_TOKENS or load.sampled_at >= request.dispatched_at:
-            return
+        """Whole answers show the pace of an engine without a profile until a stream does: the other
+        prompts in their time make it look slower than it is, which is the safe side."""
         model, (n, context) = load.model, request.load_at_dispatch
+        if model.reference is not model or load.sampled_at > -math.inf or tokens < _SHOWING_TOKENS:
+            return
         prefill = model.a * (request.prefill_ahead + request.uncached)
         pace = (now - request.dispatched_at - prefill) / tokens
         model.saw_step(pace, (n + 1 + load.running) / 2, (context + load.context) / 2)
