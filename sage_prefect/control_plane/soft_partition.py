@@ -47,12 +47,15 @@ class SoftPartition:
         """A latency request was answered, with so many tokens."""
         self._output += 0.02 * (output - self._output) if self._output else output
 
-    def turn(self, now: float, loads: Sequence[EngineLoad], promise_s: float) -> None:
+    def turn(
+        self, now: float, loads: Sequence[EngineLoad], promise_s: float, waiting: int = 0
+    ) -> None:
         """Choose the batch-preferred engines anew, at most one change per call.
 
         Args:
             loads: all engines of the model that take work.
             promise_s: the latency bands' promised time per token.
+            waiting: batch requests in the queue.
         """
         parameters = self._parameters
         if now < self._next:
@@ -60,12 +63,14 @@ class SoftPartition:
         self._next = now + parameters.partition_period
         preferred = [load for load in loads if load.batch_preferred]
         limit = parameters.partition_tpot * promise_s
-        if self._target(now, loads, _SLACK * limit) < len(preferred):
+        filled = _filled(loads, waiting)
+        spared = self._target(now, loads, _SLACK * limit)
+        if min(spared, math.ceil(_SLACK * filled)) < len(preferred):
             given = max(preferred, key=lambda load: load.latency - load.batch)
             given.batch_preferred = False
             self._changed_at = now
-        elif now - self._changed_at >= parameters.partition_step and self._target(
-            now, loads, limit
+        elif now - self._changed_at >= parameters.partition_step and min(
+            self._target(now, loads, limit), math.ceil(filled)
         ) > len(preferred):
             rest = [load for load in loads if not load.batch_preferred]
             min(rest, key=lambda load: (load.latency, -load.batch)).batch_preferred = True
@@ -109,3 +114,10 @@ class SoftPartition:
         for _ in range(min(_SLOTS, slot - self._slot)):
             self._arrivals.append(0)
         self._slot = max(self._slot, slot)
+
+
+def _filled(loads: Sequence[EngineLoad], waiting: int) -> float:
+    """Engines that batch work fills up to its windows: more are no use to it."""
+    windows = sum(load.window.batch for load in loads)
+    work = waiting + sum(load.batch for load in loads)
+    return work * len(loads) / windows if windows else 0.0

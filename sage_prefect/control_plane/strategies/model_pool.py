@@ -91,4 +91,5 @@ class ModelPool:
         parameters = self.choice.parameters
         if parameters.partition and parameters.gate and loads:
             promise = min(self.choice.tpot_promise_s(load) for load in loads)
-            self.partition.turn(now, loads, promise)
+            waiting = self.queue.bands[Band.BATCH].size
+            self.partition.turn(now, loads, promise, waiting)
