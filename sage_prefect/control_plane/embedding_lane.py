@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sage_prefect.control_plane.accelerator_split import AcceleratorSplit
 from sage_prefect.control_plane.admission import retry_after_s
 from sage_prefect.control_plane.age_heap import AgeHeap
 from sage_prefect.control_plane.event_bounds import is_count
@@ -65,7 +66,8 @@ class EmbeddingLane:
         self._ledger = ledger
         self._book = book
         self._now = -math.inf
-        self._executors = ExecutorPool(ledger, self._is_crowded)
+        self._executors = ExecutorPool(ledger, self._is_crowded, self._is_closed)
+        self._split = AcceleratorSplit(ledger)
         self._members: dict[str, LaneMember] = {}
         self._batches: dict[int, _OpenBatch] = {}
         self._ages: AgeHeap[LaneMember] = AgeHeap(self._is_here)
@@ -98,6 +100,7 @@ class EmbeddingLane:
         self._now = now
         self.policy.promise(request, now)
         executor = self._executors.of(request.info.model)
+        self._split.asked(executor.model, executor.tokens(request), now)
         member = LaneMember(request, executor, 0.0, since=now)
         self._members[request.request_id] = member
         self._fresh.append(member)
@@ -166,6 +169,8 @@ class EmbeddingLane:
         """Send all batches that can go now."""
         self._now = now
         actions: list[Action] = []
+        if self._split.is_due(now):
+            self._lend(now)
         self._executors.wake(now)
         while (formed := self._executors.next_batch(now)) is not None:
             actions.append(self._send(formed, now))
@@ -378,8 +383,24 @@ class EmbeddingLane:
         ]
         return sorted(found, key=lambda request: request.seq)
 
+    def _lend(self, now: float) -> None:
+        """Lend accelerators by what is asked for, and tell the policy what it may use again."""
+        speeds = {}
+        for model in self._split.models():
+            speed = self._executors.of(model).speed()
+            if speed is not None:
+                speeds[model] = speed
+        for entry in self._split.turn(now, speeds):
+            self.policy.engine_changed(entry)
+
+    def _is_closed(self, engine: str) -> bool:
+        entry = self._ledger.get(engine)
+        if entry is None or entry.spec.accelerator not in self._ledger.closed:
+            return False
+        return any(other.running for other in self._ledger.beside(entry))
+
     def _is_crowded(self, engine: str) -> bool:
         entry = self._ledger.get(engine)
-        if entry is None:
+        if entry is None or entry.spec.accelerator in self._ledger.lent:
             return False
         return any(self.policy.is_crowded(other, self._now) for other in self._ledger.beside(entry))

@@ -16,6 +16,8 @@ PREFILL_RATE_TAU_S = 4.0
 DEFAULT_BUDGET = 8192
 DEFAULT_KV_TOKENS = 1 << 40
 RECENT_LATENCY_S = 10.0
+SHARE, SHARED_TAU_S = 0.5, 1.0
+"""An engine's part of an accelerator's time while its neighbour is busy too, split evenly."""
 _NO_PROMISE = math.inf
 
 
@@ -35,6 +37,8 @@ class EngineLoad:
         "_promises",
         "_rate",
         "_rate_at",
+        "_shared",
+        "_shared_at",
         "assumed",
         "batch",
         "batch_at",
@@ -47,10 +51,12 @@ class EngineLoad:
         "kv_tokens",
         "latency",
         "model",
+        "neighbours",
         "pending",
         "preemptions",
         "prefill",
         "sampled_at",
+        "stretch",
         "waiting",
         "window",
     )
@@ -83,6 +89,12 @@ class EngineLoad:
         self.growth = 0.0
         """Tokens that the answers under way will probably still hold."""
         self.batch_preferred = False
+        self.neighbours: tuple[EngineEntry, ...] = ()
+        """Embedding engines on its accelerator."""
+        self.stretch = 1.0
+        """By how much they slow it down: the model is of the engine alone."""
+        self._shared = 0.0
+        self._shared_at = -math.inf
         self.sampled_at = -math.inf
         """When the model last learned from a stream's pace here: its neighbours show the same."""
         self.preemptions = math.nan
@@ -123,12 +135,14 @@ class EngineLoad:
     def tpot_with(self, now: float, prompt: float, kv: float) -> float:
         """Predicted time per token once a request of ``prompt`` uncached tokens is inside."""
         rate = self.prefill_rate(now) + prompt / PREFILL_RATE_TAU_S
-        return self.model.tpot_s(self.latency + self.batch + 1, self.context + kv, rate)
+        n = self.latency + self.batch + 1
+        return self.stretch * self.model.tpot_s(n, self.context + kv, rate)
 
     def ttft(self, prompt: float) -> float:
         """Predicted time to first token of a prompt with so many uncached tokens, sent now."""
         n = self.latency + self.batch
-        return self.model.ttft_s(self.pending, prompt, n, self.context, self.budget)
+        ttft = self.model.ttft_s(self.pending, prompt, n, self.context, self.budget)
+        return self.stretch * ttft
 
     def respect(self, spec: EngineSpec) -> None:
         """The engine has (perhaps) another specification."""
@@ -190,13 +204,23 @@ class EngineLoad:
         """Bring up to date what only time tells."""
         if self.assumed:
             self.assume(now)
+        if self.neighbours:
+            self.share(now)
         if self.prefill <= 0.0:
             self.pending = 0.0
             return
         model = self.model
         step = model.c0 + model.b * (self.latency + self.batch) + model.g * self.context
-        token_s = model.kt * (model.a + step / self.budget)
+        token_s = self.stretch * model.kt * (model.a + step / self.budget)
         self.pending = self.prefill - min(self._front, (now - self._front_at) / token_s)
+
+    def share(self, now: float) -> None:
+        """Follow how much of the time its neighbours are busy."""
+        busy = 1.0 if any(entry.in_flight for entry in self.neighbours) else 0.0
+        old = math.exp((self._shared_at - now) / SHARED_TAU_S)
+        self._shared_at = now
+        self._shared = old * self._shared + (1.0 - old) * busy
+        self.stretch = 1.0 + self._shared * (1.0 / (1.0 - SHARE) - 1.0)
 
     def assume(self, now: float) -> None:
         """Take the prompts to be through whose time has come and that will not say so."""

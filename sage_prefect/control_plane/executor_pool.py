@@ -27,12 +27,18 @@ class ExecutorPool:
 
     Args:
         ledger: the engines and what is inside each.
-        is_crowded: see :class:`EmbeddingExecutor`.
+        is_crowded, is_closed: see :class:`EmbeddingExecutor`.
     """
 
-    def __init__(self, ledger: Ledger, is_crowded: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        is_crowded: Callable[[str], bool],
+        is_closed: Callable[[str], bool],
+    ) -> None:
         self._ledger = ledger
         self._is_crowded = is_crowded
+        self._is_closed = is_closed
         self._batch_ids = count(1)
         self._executors: dict[str, EmbeddingExecutor] = {}
         # In order of notice, so that a replay asks them in the same order.
@@ -46,7 +52,7 @@ class ExecutorPool:
         """The model's executor; a new one knows all engines of the model."""
         executor = self._executors.get(model)
         if executor is None:
-            executor = EmbeddingExecutor(model, self._batch_ids, self._is_crowded)
+            executor = EmbeddingExecutor(model, self._batch_ids, self._is_crowded, self._is_closed)
             self._executors[model] = executor
             for entry in self._ledger.pool(model).values():
                 self._tell(executor, entry)

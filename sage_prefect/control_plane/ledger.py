@@ -6,7 +6,7 @@ Load comes from this ledger alone: an engine's own gauges trail dispatch by seco
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from sage_prefect.control_plane.events import EngineSpec, EngineState
@@ -58,6 +58,10 @@ class Ledger:
         self._pools: dict[str, dict[str, EngineEntry]] = {}
         self._members: dict[str, tuple[EngineEntry, ...]] = {}
         self._accelerators: dict[str, dict[str, EngineEntry]] = {}
+        self.lent: set[str] = set()
+        """Accelerators that LLM requests leave to embedding calls."""
+        self.closed: set[str] = set()
+        """Accelerators that embedding calls leave to LLM requests, while those use them."""
         self._turn = 0
         self._last_version = 0
         """Highest version of an engine that is gone: another of its name begins above it."""
@@ -91,6 +95,11 @@ class Ledger:
         for other in self._accelerators.get(entry.spec.accelerator or "", {}).values():
             if other is not entry:
                 yield other
+
+    def accelerators(self) -> Iterator[tuple[str, Iterable[EngineEntry]]]:
+        """Each accelerator with the engines on it."""
+        for name, entries in self._accelerators.items():
+            yield name, entries.values()
 
     def in_flight(self) -> int:
         """Requests inside all engines, batches left out."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_prefect.control_plane.engine_load import RECENT_LATENCY_S, EngineLoad
+from sage_prefect.control_plane.engine_load import RECENT_LATENCY_S, SHARE, EngineLoad
 from sage_prefect.control_plane.events import (
     PREFIX_BLOCK_TOKENS,
     Band,
@@ -430,11 +430,77 @@ def test_batch_work_has_its_own_window_beside_latency_work() -> None:
     assert chosen(busy(choice(), tpot=10.0), batch(), load) == "e"
 
 
-def test_an_engine_of_which_nothing_is_known_gets_none_beside_latency_work() -> None:
-    assert chosen(busy(choice(), tpot=10.0), batch(), engine("e", profile=None)) is None
-    load = engine("e", profile=None)
+def test_an_engine_of_which_nothing_is_known_gets_one_while_it_is_empty() -> None:
+    assert chosen(busy(choice(), tpot=10.0), batch(), engine("e", profile=None)) == "e"
+    assert chosen(busy(choice(), tpot=10.0), batch(), engine("e", latency=1, profile=None)) is None
+    assert chosen(busy(choice(), tpot=10.0), batch(), engine("e", batch=1, profile=None)) is None
+    load = engine("e", batch=1, profile=None)
     load.batch_preferred = True
     assert chosen(busy(choice(), tpot=10.0), batch(), load) == "e"
+
+
+# -- tenants over their share -----------------------------------------------------------------
+
+
+def room(*loads: EngineLoad, prompt: int = 100, over: bool = True) -> str | None:
+    chooser = busy(choice(), tpot=0.1)
+    chooser.usual_prompt = 1000.0
+    chooser.ttft_promise_s = 1.0
+    one = request(prompt, tpot=0.1, ttft=1.0, due=NOW + 1.0)
+    found = chooser.choose(one, loads, NOW, over=over)
+    return None if found is None else found[0].entry.name
+
+
+def test_who_is_over_its_share_leaves_time_per_token_to_the_others() -> None:
+    full = engine("full", latency=200, promise=0.1)
+    share = full.tpot_with(NOW, 100, 300) / 0.1
+    assert PARAMETERS.over_tpot < share < 1.0
+    assert room(full, over=False) == "full"
+    assert room(full) is None
+    assert room(engine("idle")) == "idle"
+
+
+def test_who_is_over_its_share_leaves_prefill_to_the_others() -> None:
+    """A long prompt goes where it alone is in the way; no second one beside it."""
+    long = 9000
+    engines = [engine(name, latency=1, promise=0.1) for name in "abcd"]
+    assert room(*engines, prompt=long) is not None
+    waiting = engine("w", latency=1, prompt=float(long), promise=0.1)
+    assert room(*engines[:3], waiting, prompt=long) is None
+    assert room(*engines[:3], waiting, prompt=100) is not None
+
+
+def test_batch_work_inside_gives_way_before_who_is_over_its_share() -> None:
+    assert room(engine("mixed", latency=150, batch=50, promise=0.1)) == "mixed"
+
+
+# -- accelerators that are lent to embedding calls --------------------------------------------
+
+
+def test_lent_accelerators_are_left_alone_while_others_will_do() -> None:
+    lent = {"gpu0"}
+    chooser = EngineChoice(PARAMETERS, PrefixIndex(), Random(0), lent)
+    away, home = engine("away", accelerator="gpu0"), engine("home", latency=50, accelerator="gpu1")
+    assert chosen(chooser, request(), away, home) == "home"
+    assert chosen(chooser, request(), away) == "away"
+    lent.clear()
+    assert chosen(chooser, request(), away, home) == "away"
+
+
+def test_a_busy_neighbour_makes_an_engine_slower_than_its_model() -> None:
+    load = engine("llm", latency=10, accelerator="gpu0")
+    embedding = EngineEntry(EngineSpec("embed", ("e",), accelerator="gpu0"))
+    load.neighbours = (embedding,)
+    alone = load.tpot_with(NOW, 0.0, 0.0)
+    embedding.batches.add(1)
+    load.share(NOW)
+    for step in range(1, 100):
+        load.share(NOW + step / 10)
+    assert load.tpot_with(NOW, 0.0, 0.0) == pytest.approx(alone / (1 - SHARE), rel=0.01)
+    embedding.batches.clear()
+    for step in range(100, 200):
+        load.share(NOW + step / 10)
+    assert load.tpot_with(NOW, 0.0, 0.0) == pytest.approx(alone, rel=0.01)
 
 
 def test_a_batch_preferred_engine_with_latency_work_inside_is_gated_too() -> None:

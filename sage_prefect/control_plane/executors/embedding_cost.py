@@ -44,6 +44,11 @@ class EmbeddingCost:
         """Seconds of one call that computes ``tokens``."""
         return self.s0 + self.alpha * tokens
 
+    @property
+    def alone(self) -> float:
+        """Seconds per token without a neighbour: the profile's, or less if less was seen."""
+        return min(self.alpha, self._prior.alpha) if self._clamp == CLAMP else self.alpha
+
     def saw(self, seconds: float, tokens: float) -> None:
         """A call of ``tokens`` took so long. Times that cannot be true are passed over."""
         predicted = self.call_s(tokens)

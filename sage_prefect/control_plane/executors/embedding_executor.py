@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain, count
 from typing import Any
 
+from sage_prefect.control_plane.accelerator_split import Speed
 from sage_prefect.control_plane.event_bounds import is_count
 from sage_prefect.control_plane.events import Band, BatchPart, EngineSpec, EngineState
 from sage_prefect.control_plane.executors.batch_draft import MAX_INPUTS, BatchDraft
@@ -63,12 +64,13 @@ class EmbeddingExecutor:
         model: str,
         batch_ids: Iterator[int] | None = None,
         is_crowded: Callable[[str], bool] = lambda _: False,
+        is_closed: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self.model = model
         self._batch_ids = batch_ids if batch_ids is not None else count(1)
         self._ledger = InputLedger()
         self._waiting = self._ledger.waiting
-        self._pool = EnginePool(is_crowded)
+        self._pool = EnginePool(is_crowded, is_closed)
         self._batches = OpenBatches()
         self._slack = LatencySlack()
         self._scale = 1.0  # tokens that engines count per token estimated
@@ -112,6 +114,14 @@ class EmbeddingExecutor:
     def charges(self, batch_id: int) -> dict[str, float]:
         """Request -> its part of the engine-seconds (times price) that an open batch costs."""
         return self._batches[batch_id].charges()
+
+    def tokens(self, request: ScheduledRequest) -> float:
+        """Tokens that engines are likely to count in a request."""
+        return request.info.prompt_tokens * self._scale
+
+    def speed(self) -> Speed | None:
+        """How fast its engines are; None where none is on an accelerator."""
+        return self._pool.speed()
 
     def cost_s(self, request: ScheduledRequest) -> float:
         """Engine-seconds that a request is likely to cost, times price, its calls' fixed part left

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from sage_prefect.control_plane.accelerator_split import Speed
 from sage_prefect.control_plane.events import EngineSpec, EngineState
+from sage_prefect.control_plane.executors.call_budget import most_tokens
 from sage_prefect.control_plane.executors.embedding_engine import IN_TIME, EmbeddingEngine
 
 _LOOK_AGAIN_S = 0.25
@@ -43,12 +45,14 @@ class EnginePool:
     Args:
         is_crowded: whether another call in the engine of this name would break what an LLM engine
             on its accelerator has promised.
+        is_closed: whether its accelerator is left to LLM requests.
     """
 
-    __slots__ = ("_engines", "_free", "_full", "_is_crowded")
+    __slots__ = ("_engines", "_free", "_full", "_is_closed", "_is_crowded")
 
-    def __init__(self, is_crowded: Callable[[str], bool]) -> None:
+    def __init__(self, is_crowded: Callable[[str], bool], is_closed: Callable[[str], bool]) -> None:
         self._is_crowded = is_crowded
+        self._is_closed = is_closed
         self._engines: dict[str, EmbeddingEngine] = {}
         # In order of becoming free (or full), so that a scan starts with the longest idle.
         self._free: tuple[dict[str, EmbeddingEngine], ...] = ({}, {}, {})
@@ -109,6 +113,20 @@ class EnginePool:
         total = sum(1.0 / engine.cost.alpha for engine in seen)
         return total * len(serving) / len(seen) if seen else 0.0
 
+    def speed(self) -> Speed | None:
+        """How fast the engines are; None where none is on an accelerator."""
+        token_s, elsewhere = math.inf, 0.0
+        for engine in self._engines.values():
+            if not engine.serving:
+                continue
+            cost = engine.cost
+            own = cost.alone + cost.s0 / most_tokens(engine.spec)
+            if engine.spec.accelerator is None:
+                elsewhere += 1.0 / own
+            else:
+                token_s = min(token_s, own)
+        return None if token_s == math.inf else Speed(token_s, elsewhere)
+
     def any_cost(self) -> EmbeddingEngine | None:
         """Some engine, to tell costs by; None when there is none."""
         return next(iter(self._engines.values()), None)
@@ -145,6 +163,8 @@ class EnginePool:
         cheapest: EmbeddingEngine | None = None
         soonest, first_s = None, math.inf
         for engine in self._scan(need.avoid):
+            if engine.spec.accelerator is not None and self._is_closed(engine.name):
+                continue
             wait = engine.wait_s(now)
             budget = engine.budget(need.latency_slack_s)
             one = wait + engine.cost.call_s(min(budget, need.rest))

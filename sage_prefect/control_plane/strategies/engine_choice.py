@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from random import Random
 
 from sage_prefect.control_plane.engine_load import RECENT_LATENCY_S, EngineLoad
@@ -32,7 +33,13 @@ Scored = tuple[EngineLoad, float, float]
 class EngineChoice:
     """Chooses among the engines of one model."""
 
-    def __init__(self, parameters: HybridParameters, index: PrefixIndex, rng: Random) -> None:
+    def __init__(
+        self,
+        parameters: HybridParameters,
+        index: PrefixIndex,
+        rng: Random,
+        lent: AbstractSet[str] = frozenset(),
+    ) -> None:
         self.parameters = parameters
         self.index = index
         self.latency_at = -math.inf
@@ -45,6 +52,8 @@ class EngineChoice:
         self.looked_at: list[Scored] = []
         """What the last choice was made from, for ``explain``."""
         self._rng = rng
+        self._lent = lent
+        """Accelerators that are left to embedding calls while others will do."""
 
     def saw_latency(
         self, request: ScheduledRequest, uncached: float, now: float, *, usual: bool = True
@@ -74,6 +83,8 @@ class EngineChoice:
         kv = prompt + (request.info.output_estimate or DEFAULT_OUTPUT)
         batch = request.band is Band.BATCH
         scored: list[Scored] = []
+        if self._lent:
+            loads = [x for x in loads if x.entry.spec.accelerator not in self._lent] or loads
         for load in loads:
             if not self._may_take(load, kv):
                 continue
@@ -179,7 +190,10 @@ class EngineChoice:
         is_ready = load.entry.state is EngineState.READY and not load.window.late
         if is_ready and not load.batch and now - load.batch_at >= BATCH_EVERY_S:
             return True
-        if load.batch >= load.window.batch or not load.model.known:
+        if not load.model.known:
+            # One alone harms nobody, and shows how fast the engine is.
+            return not load.running
+        if load.batch >= load.window.batch:
             return False
         tightest = min(load.tightest_tpot(), self.tpot_promise_s(load))
         if load.tpot_with(now, uncached, kv) > load.window.gate * tightest:
@@ -213,7 +227,7 @@ class EngineChoice:
         tokens = load.pending + uncached
         step = model.c0 + model.b * (load.latency + load.batch) + model.g * load.context
         ttft = model.kt * (model.a * tokens + step * (1.0 + tokens / load.budget))
-        return ttft * (1.0 + self.parameters.harm * load.latency)
+        return load.stretch * ttft * (1.0 + self.parameters.harm * load.latency)
 
     @staticmethod
     def _batch_score(load: EngineLoad) -> float:

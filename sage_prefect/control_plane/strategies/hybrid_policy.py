@@ -18,7 +18,7 @@ from random import Random
 from typing import Any, ClassVar
 
 from sage_prefect.control_plane.admission import Drain, retry_after_s
-from sage_prefect.control_plane.engine_load import EngineLoad
+from sage_prefect.control_plane.engine_load import SHARE, EngineLoad
 from sage_prefect.control_plane.engine_model import fleet_profile
 from sage_prefect.control_plane.engine_seconds import DEFAULT_OUTPUT, predicted_s, served_s, token_s
 from sage_prefect.control_plane.events import (
@@ -47,7 +47,7 @@ _SHOWING_TOKENS = 32
 """A whole answer of fewer tells more of its prompt."""
 _EXPLAINED = 8
 _PROMOTED_AT_ONCE = 1024  # per tick: the others follow with the next one
-_SHARED, _SPARED = 0.5, 0.9
+_SPARED = 0.9
 """A call on a shared accelerator takes about half of it; of a promise so much may be used then."""
 
 
@@ -222,7 +222,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             return False
         promise = min(load.tightest_tpot(), self._pool(entry.spec.models[0]).choice.promise_s)
         tpot = load.model.tpot_s(load.running, load.context, load.prefill_rate(now))
-        return tpot / (1.0 - _SHARED) > _SPARED * promise
+        return tpot / (1.0 - SHARE) > _SPARED * promise
 
     # -- engines --------------------------------------------------------------------------
 
@@ -237,6 +237,8 @@ class HybridSchedulingPolicy(SchedulingPolicy):
                 self._least = PlacementIndex(self.ledger, _in_flight)
             self._index.set_capacity(entry.name, entry.spec.kv_tokens)
         load.respect(entry.spec)
+        if entry.spec.accelerator is not None:
+            self._meet(entry)
         if entry.leaving or not load.is_well:
             load.batch_preferred = False
             self._index.forget(entry.name)
@@ -281,7 +283,12 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         n, context = request.load_at_dispatch
         if load.is_well:
             load.model.saw_ttft(
-                inside, request.prefill_ahead, request.uncached, n, context, load.budget
+                inside / load.stretch,
+                request.prefill_ahead,
+                request.uncached,
+                n,
+                context,
+                load.budget,
             )
         load.first_token(request, now)
         request.progress_at = now
@@ -455,6 +462,14 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             queue.unpark(tenant)
             pool.touched = True
 
+    def _meet(self, entry: EngineEntry) -> None:
+        """Engines of one accelerator get to know each other."""
+        together = [entry, *self.ledger.beside(entry)]
+        for one in together:
+            load = self._loads.get(one.name)
+            if load is not None:
+                load.neighbours = tuple(other for other in together if other is not one)
+
     def _candidates(
         self, pool: ModelPool, request: ScheduledRequest, now: float
     ) -> Collection[EngineLoad]:
@@ -462,7 +477,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         if len(loads) > self._parameters.scan:
             loads = self._sample(loads, request)
         for load in loads.values():
-            if load.assumed or load.prefill:
+            if load.assumed or load.prefill or load.neighbours:
                 load.look(now)
         return loads.values()
 
@@ -518,7 +533,7 @@ class HybridSchedulingPolicy(SchedulingPolicy):
             queue = ModelQueue(
                 model, self._accounts, by_deadline=parts.by_deadline, fair=parts.fair
             )
-            choice = EngineChoice(parts, self._index, self.rng)
+            choice = EngineChoice(parts, self._index, self.rng, self.ledger.lent)
             engines = self.ledger.pool(model)
             drain = Drain(parts.drain_tau, float(max(1, len(engines))), self._now)
             pool = self._pools[model] = ModelPool(queue, choice, drain)
@@ -597,7 +612,9 @@ class HybridSchedulingPolicy(SchedulingPolicy):
         if took <= 0:
             return
         if load.is_well and load.is_clean(now - took):
-            load.model.saw_step(took / chunks, load.running, load.context)
+            if load.neighbours:
+                load.share(now)
+            load.model.saw_step(took / chunks / load.stretch, load.running, load.context)
             load.sampled_at = now
         if request.chunks >= _JUDGED_TOKENS:
             self._judge_pace(request, load, request.chunks, now)
