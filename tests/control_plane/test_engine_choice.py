@@ -261,6 +261,14 @@ def test_while_no_model_is_known_it_is_pending_prefill_times_requests(
     assert products[picked] <= min(products.values()) * (1 + PARAMETERS.near) + 1e-6
 
 
+def test_an_engine_of_which_nothing_is_known_is_not_left_out_beside_known_ones() -> None:
+    """Nothing would ever be learned of it, and the known ones would get everything."""
+    known, unknown = engine("known", latency=1), engine("unknown", profile=None)
+    assert chosen(choice(), request(), known, unknown) == "unknown"
+    busy_one = engine("unknown", profile=None, latency=2)
+    assert chosen(choice(), request(), known, busy_one) == "known"
+
+
 def test_the_cheapest_that_keeps_the_promise_if_price_decides() -> None:
     chooser = choice(replace(PARAMETERS, price=True))
     cheap, dear = engine("cheap", latency=100, price=1.0), engine("dear", price=3.0)

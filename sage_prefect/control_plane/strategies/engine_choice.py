@@ -2,9 +2,9 @@
 
 Candidates are all engines of a small pool; of a large one the holders of the longest known
 prefixes, the least loaded and two at random. The score of a latency request is its predicted time
-to first token, more with each latency request inside, which its prompt delays; without a trusted
-model it is LMetric's product of pending prefill and requests (arXiv 2603.15202). Batch work is
-packed: into batch-preferred engines first, the fullest that takes it.
+to first token, more with each latency request inside, which its prompt delays; unless all
+candidates have a trusted model it is LMetric's product of pending prefill and requests (arXiv
+2603.15202). Batch work is packed: into batch-preferred engines first, the fullest that takes it.
 """
 
 from __future__ import annotations
@@ -85,13 +85,14 @@ class EngineChoice:
         scored: list[Scored] = []
         if self._lent:
             loads = [x for x in loads if x.entry.spec.accelerator not in self._lent] or loads
-        for load in loads:
-            if not self._may_take(load, kv):
-                continue
+        able = [load for load in loads if self._may_take(load, kv)]
+        # Seconds beside LMetric's product say nothing: engines that are known would get everything.
+        known = all(load.model.known for load in able)
+        for load in able:
             cached = self.index.cached_tokens(load.entry.name, prefix) if prefix else 0.0
             uncached = max(1.0, prompt - cached)
             if not batch:
-                scored.append((load, self._score(load, uncached), uncached))
+                scored.append((load, self._score(load, uncached, known=known), uncached))
             elif self._takes_batch(load, uncached, kv, now):
                 scored.append((load, self._batch_score(load), uncached))
         self.looked_at = scored
@@ -217,11 +218,11 @@ class EngineChoice:
 
     # -- how good is it -------------------------------------------------------------------
 
-    def _score(self, load: EngineLoad, uncached: float) -> float:
+    def _score(self, load: EngineLoad, uncached: float, *, known: bool) -> float:
         model = load.model
         if self.parameters.price:
             return load.entry.spec.price * model.a * uncached
-        if not model.known:
+        if not known:
             return (load.pending + uncached + 1.0) * (load.running + 1)
         # EngineModel.ttft_s, written out: this runs for each engine at each dispatch.
         tokens = load.pending + uncached
