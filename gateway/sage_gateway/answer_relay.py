@@ -6,6 +6,7 @@ raised too, and the caller ends the answer so that it does not look finished.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import orjson
@@ -18,6 +19,7 @@ from sage_gateway.reply import JSON, HeaderList
 from sage_gateway.scheduler import Ticket, clock
 from sage_gateway.sse_relay import SseRelay
 from sage_gateway.stall_guard import StallGuard
+from sage_gateway.stream_progress import StreamProgress
 from sage_gateway.upstream import Exchange, UpstreamError
 from sage_gateway.upstream_answer import (
     WrappedError,
@@ -30,8 +32,6 @@ from sage_prefect.control_plane.events import FailureCause
 
 if TYPE_CHECKING:
     from sage_gateway.inference import InferenceCall
-
-PROGRESS_INTERVAL_S = 0.25
 
 
 class AnswerRelay:
@@ -98,28 +98,25 @@ class AnswerRelay:
         if not data:
             raise UpstreamError(FailureCause.PROTOCOL, "ended its stream before it began")
         scheduler.first_token(ticket)
+        progress = StreamProgress(partial(scheduler.progress, ticket), clock())
         metrics.first_token(self._call.route.label, self._call.model, clock() - self._call.arrived)
         await reply.start(
             200, exchange.content_type, [*self._headers, (b"cache-control", b"no-cache")]
         )
         self._call.relay = relay
-        chunks, reported = 0, clock()
         stall = StallGuard(self._service.limits.client_stall_s, self._call.cut)
+        out = relay.feed(data)
         try:
-            while data:
-                out = relay.feed(data)
+            while True:
                 if out:
                     stall.sending()
                     await reply.more(out)
                     stall.sent()
-                chunks += 1
-                now = clock()
-                if now - reported >= PROGRESS_INTERVAL_S:
-                    scheduler.progress(ticket, chunks)
-                    chunks, reported = 0, now
-                if relay.done:
+                if relay.done or not (data := await exchange.read()):
                     break
-                data = await exchange.read()
+                out = relay.feed(data)
+                if not relay.done:
+                    progress.passed(out, clock())
         except UpstreamError:
             if not relay.done:
                 raise

@@ -27,7 +27,7 @@ from sage_prefect.control_plane.hybrid_parameters import DEFAULT_BANDS
 from sage_prefect.control_plane.routing_strategies import ROUTING_STRATEGIES, resolve
 from sage_prefect.control_plane.strategies import check_policy
 
-DEFAULT_POLICY = "least_outstanding"
+DEFAULT_POLICY = "hybrid"
 
 _SECTIONS = ("model_list", "router_settings", "general_settings", "sage_settings")
 # Sections of LiteLLM that are no misspelling of one of these.

@@ -58,7 +58,7 @@ class GatewaySettings(_Section):
     config: UserPath | None = Field(
         None, description="A gateway.yaml; none: generated from engines."
     )
-    policy: str = Field("fifo", description="Scheduling policy of the control plane.")
+    policy: str = Field("hybrid", description="Scheduling policy of the control plane.")
     record: UserPath | None = Field(None, description="Event log to write; none: record nothing.")
 
 

@@ -16,7 +16,10 @@ from sage_prefect.control_plane.events import EngineProfile
 
 CLAMP = 4.0
 FORGETTING = 0.995
-_RESIDUAL_RATE = 0.05
+_RESIDUAL_RATE = _PREFILL_RATE = 0.05
+_LONG_PROMPT, _SHORT_PROMPT, _LATE = 256, 32, 4.0
+"""Tokens of a prompt that tells the time of prefill; of an unknown engine, fewer where the first
+token takes so many decode steps, as on CPUs."""
 _MAX_PREFILL_SHARE = 0.8
 # A model of which nothing is known: a small LLM on a CPU or a large one on a GPU, within a factor
 # of ten; the first samples move it without a clamp.
@@ -50,6 +53,7 @@ class EngineModel:
     __slots__ = (
         "_cov",
         "_most",
+        "_prefills",
         "_prior",
         "_scale",
         "a",
@@ -72,6 +76,7 @@ class EngineModel:
         self.c0, self.a, self.b, self.g = base.c0, base.a, base.b, base.g
         self.kt = 1.0
         self.samples = 0
+        self._prefills = 0
         # Inputs are scaled to about 1, so that one forgetting factor serves all three.
         self._scale = (1.0, 1 / 32, 1 / 32_768)
         trust = _UNTRUSTED if base is UNKNOWN else _TRUSTED
@@ -125,11 +130,21 @@ class EngineModel:
         predicted = self.kt * (self.a * tokens + step * (1.0 + tokens / budget))
         if not 0 < seconds < 600 or predicted <= 0:
             return
-        if ahead <= 0.0 and prompt > 256:
-            # Alone in the queue: what the decode step (and the one under way) leaves is prefill.
-            seen = (seconds - step * (1.5 + prompt / budget)) / prompt
+        # Alone in the queue: what the decode step (and the one under way) leaves is prefill.
+        under_way = step * (1.5 + prompt / budget)
+        unknown = self._prior is UNKNOWN
+        shortest = _SHORT_PROMPT if unknown and seconds > _LATE * under_way else _LONG_PROMPT
+        if ahead <= 0.0 and prompt > shortest:
+            seen = (seconds - under_way) / prompt
             low, high = self._bounds(self._prior.a)
-            self.a = min(high, max(low, self.a + 0.05 * (min(high, seen) - self.a)))
+            rate = _PREFILL_RATE
+            if unknown:
+                # The mean of what was seen, until there is enough to forget the first of it.
+                self._prefills += 1
+                rate = max(rate, 1.0 / self._prefills)
+            self.a = min(high, max(low, self.a + rate * (min(high, seen) - self.a)))
+            if rate > _PREFILL_RATE:
+                predicted = self.ttft_s(ahead, prompt, n, context, budget)
         ratio = min(CLAMP, max(1 / CLAMP, seconds / predicted))
         kt = self.kt + _RESIDUAL_RATE * (ratio * self.kt - self.kt)
         self.kt = min(CLAMP, max(1 / CLAMP, kt))
@@ -157,14 +172,27 @@ class EngineModel:
                 for j in range(3):
                     cov[i][j] = cov[j][i] = cov[i][j] * shrink
                 cov[i][i] = most
-        prior = self._prior
-        self.c0 = self._moved(self.c0 + step[0], prior.c0)
-        self.b = self._moved(self.b + step[1], prior.b)
-        self.g = self._moved(self.g + step[2], prior.g)
+        self._move([self.c0 + step[0], self.b + step[1], self.g + step[2]])
 
-    def _moved(self, value: float, prior: float) -> float:
-        low, high = self._bounds(prior)
-        return min(high, max(low, value))
+    def _move(self, fitted: list[float]) -> None:
+        """Take over constants, each within its bounds.
+
+        One that would leave them is held there, and the others move along its column of the
+        covariance, to the constrained optimum. If it were only cut off, they would go on balancing
+        steps that it does not make, and diverge.
+        """
+        prior, cov, scale = self._prior, self._cov, self._scale
+        bounds = [self._bounds(value) for value in (prior.c0, prior.b, prior.g)]
+        for i in (0, 1, 2):
+            low, high = bounds[i]
+            excess = fitted[i] - min(high, max(low, fitted[i]))
+            if excess:
+                share = excess / (scale[i] * cov[i][i])
+                for j in (0, 1, 2):
+                    fitted[j] -= share * cov[j][i] * scale[j]
+        self.c0, self.b, self.g = (
+            min(high, max(low, value)) for value, (low, high) in zip(fitted, bounds, strict=True)
+        )
 
     def _bounds(self, prior: float) -> tuple[float, float]:
         wide = CLAMP if self._prior is not UNKNOWN else 100.0

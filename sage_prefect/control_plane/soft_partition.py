@@ -24,13 +24,14 @@ class SoftPartition:
     """The batch-preferred engines of one model."""
 
     __slots__ = (
-        "_arrivals", "_changed_at", "_next", "_output", "_parameters", "_prompt", "_slot",
+        "_arrivals", "_began", "_changed_at", "_next", "_output", "_parameters", "_prompt", "_slot",
     )  # fmt: skip
 
     def __init__(self, parameters: HybridParameters) -> None:
         self._parameters = parameters
         self._arrivals: deque[int] = deque([0], maxlen=_SLOTS)
-        self._slot = -math.inf
+        self._began = -math.inf
+        self._slot = 0
         self._prompt = 0.0
         self._output = 0.0
         self._changed_at = -math.inf
@@ -50,12 +51,15 @@ class SoftPartition:
         """Whether :meth:`turn` would look."""
         return now >= self._next
 
-    def turn(self, now: float, loads: Sequence[EngineLoad], promise_s: float) -> None:
+    def turn(
+        self, now: float, loads: Sequence[EngineLoad], promise_s: float, waiting: int = 0
+    ) -> None:
         """Choose the batch-preferred engines anew, at most one change per call.
 
         Args:
             loads: all engines of the model that take work.
             promise_s: the latency bands' promised time per token.
+            waiting: batch requests in the queue.
         """
         parameters = self._parameters
         if now < self._next:
@@ -63,12 +67,14 @@ class SoftPartition:
         self._next = now + parameters.partition_period
         preferred = [load for load in loads if load.batch_preferred]
         limit = parameters.partition_tpot * promise_s
-        if self._target(now, loads, _SLACK * limit) < len(preferred):
+        filled = _filled(loads, waiting)
+        spared = self._target(now, loads, _SLACK * limit)
+        if min(spared, math.ceil(_SLACK * filled)) < len(preferred):
             given = max(preferred, key=lambda load: load.latency - load.batch)
             given.batch_preferred = False
             self._changed_at = now
-        elif now - self._changed_at >= parameters.partition_step and self._target(
-            now, loads, limit
+        elif now - self._changed_at >= parameters.partition_step and min(
+            self._target(now, loads, limit), math.ceil(filled)
         ) > len(preferred):
             rest = [load for load in loads if not load.batch_preferred]
             min(rest, key=lambda load: (load.latency, -load.batch)).batch_preferred = True
@@ -80,6 +86,8 @@ class SoftPartition:
         engines = len(loads)
         if engines < 2 or not any(load.batch for load in loads):
             return 0
+        if not all(load.model.known for load in loads):
+            return 0  # of what is not known nothing can be spared
         if not any(self._arrivals):
             return engines - 1
         complete = list(self._arrivals)[:-1] or list(self._arrivals)
@@ -104,11 +112,18 @@ class SoftPartition:
         return c0 / left if left > 0 else math.inf
 
     def _roll(self, now: float) -> None:
-        slot = now // _SLOT_S
+        if self._began == -math.inf:
+            self._began = now  # not the clock's own tens of seconds: equal arrivals, equal slots
+        slot = int((now - self._began) // _SLOT_S)
         if slot == self._slot:
             return
-        if self._slot == -math.inf:
-            self._slot = slot
-        for _ in range(int(min(_SLOTS, slot - self._slot))):
+        for _ in range(min(_SLOTS, slot - self._slot)):
             self._arrivals.append(0)
         self._slot = max(self._slot, slot)
+
+
+def _filled(loads: Sequence[EngineLoad], waiting: int) -> float:
+    """Engines that batch work fills up to its windows: more are no use to it."""
+    windows = sum(load.window.batch for load in loads)
+    work = waiting + sum(load.batch for load in loads)
+    return work * len(loads) / windows if windows else 0.0

@@ -261,6 +261,14 @@ def test_while_no_model_is_known_it_is_pending_prefill_times_requests(
     assert products[picked] <= min(products.values()) * (1 + PARAMETERS.near) + 1e-6
 
 
+def test_an_engine_of_which_nothing_is_known_is_not_left_out_beside_known_ones() -> None:
+    """Nothing would ever be learned of it, and the known ones would get everything."""
+    known, unknown = engine("known", latency=1), engine("unknown", profile=None)
+    assert chosen(choice(), request(), known, unknown) == "unknown"
+    busy_one = engine("unknown", profile=None, latency=2)
+    assert chosen(choice(), request(), known, busy_one) == "known"
+
+
 def test_the_cheapest_that_keeps_the_promise_if_price_decides() -> None:
     chooser = choice(replace(PARAMETERS, price=True))
     cheap, dear = engine("cheap", latency=100, price=1.0), engine("dear", price=3.0)
@@ -338,6 +346,14 @@ def test_only_who_is_too_late_already_may_break_the_promise_by_far() -> None:
     late = request(tpot=0.06, ttft=1.0, due=NOW)
     assert chosen(choice(), pressed, engine("e", latency=far)) is None
     assert chosen(choice(), late, engine("e", latency=far)) == "e"
+
+
+def test_it_goes_to_a_batch_preferred_engine_before_its_first_token_is_late() -> None:
+    behind, preferred = engine("behind", latency=1, prompt=12_000.0), engine("free")
+    preferred.batch_preferred = True
+    soon = behind.ttft(1000.0)
+    assert chosen(choice(), request(ttft=1.1 * soon), behind, preferred) == "behind"
+    assert chosen(choice(), request(ttft=0.9 * soon), behind, preferred) == "free"
 
 
 def test_latency_work_keeps_off_batch_preferred_engines_while_others_do() -> None:

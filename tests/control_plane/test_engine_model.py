@@ -6,7 +6,7 @@ import math
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sage_prefect.control_plane.engine_model import CLAMP, UNKNOWN, EngineModel, fleet_profile
@@ -248,6 +248,27 @@ def test_a_short_prompt_says_nothing_of_prefill() -> None:
     assert model.a == PRIOR.a
 
 
+def test_prefill_of_an_unknown_engine_is_known_from_its_first_prompt() -> None:
+    """A CPU takes milliseconds per prompt token, 25 times what is assumed."""
+    model = EngineModel(None)
+    for _ in range(8):
+        model.saw_step(0.02, 1, 500.0)
+    model.saw_ttft(0.03 + 2.5e-3 * 100, 0.0, 100.0, 0, 0.0, BUDGET)
+    assert model.a == pytest.approx(2.5e-3, rel=0.1)
+    assert model.kt == pytest.approx(1.0, abs=0.05)
+    model.saw_ttft(0.03 + 3.5e-3 * 1000, 0.0, 1000.0, 0, 0.0, BUDGET)
+    assert model.a == pytest.approx(3.0e-3, rel=0.1)
+    for _ in range(100):
+        model.saw_ttft(0.03 + 3.5e-3 * 1000, 0.0, 1000.0, 0, 0.0, BUDGET)
+    assert model.a == pytest.approx(3.5e-3, rel=0.1)
+
+
+def test_a_short_prompt_of_a_fast_engine_says_nothing_though_it_is_unknown() -> None:
+    model = EngineModel(None)
+    model.saw_ttft(0.05, 0.0, 200.0, 0, 0.0, BUDGET)
+    assert model.a == UNKNOWN.a
+
+
 # -- clamps and absurd samples ----------------------------------------------------------------
 
 SECONDS = st.one_of(
@@ -339,3 +360,25 @@ def test_the_fleets_prior_is_taken_only_where_there_is_no_profile() -> None:
         model = EngineModel(none, fleet)
         assert model.known
         assert (model.c0, model.a, model.b, model.g) == (fleet.c0, fleet.a, fleet.b, fleet.g)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 0.12]))
+@example(12, 0.12)
+def test_a_constant_at_its_bound_does_not_lead_the_others_astray(seed: int, short: float) -> None:
+    """Sequences and context rise and fall together, and errors of samples drive one constant to
+    its bound. While it was only cut off there, the others grew, to 80 times the engine's time."""
+    rng, engine, model = Random(seed), Engine(PRIOR, seed, 0.03), EngineModel(None)
+    n = goal = 4
+    ratio = 1000.0
+    for sample in range(600):
+        if sample % 50 == 0:
+            goal, ratio = rng.choice((6, 10, 30, 45)), rng.uniform(700, 2000)
+        n = max(1, n + (goal > n) - (goal < n) + rng.choice((-1, 0, 1)))
+        ratio *= 1.002
+        true_s = engine.true_s(n, n * ratio)
+        if sample >= 100:
+            assert model.iteration_s(n, n * ratio) == pytest.approx(true_s, rel=0.3)
+        # Every fifth is short, as of streams that begin: an error with a mean.
+        error = engine._error() - (short if sample % 5 == 0 else 0.0)
+        model.saw_step(true_s * error, n, n * ratio)

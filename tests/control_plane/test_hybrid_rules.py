@@ -96,6 +96,34 @@ def test_first_tokens_and_steps_are_learned_from() -> None:
     assert after[5] == 20
 
 
+def answer(manager: ControlPlaneManager, name: str, now: float, tokens: int) -> None:
+    """A whole answer of an engine that takes 0.1 ms per prompt token and 50 ms per token."""
+    send(manager, name, now, stream=False)
+    manager.handle(Done(name, 1000, tokens), now + 0.1 + 0.05 * tokens)
+
+
+def test_without_streams_whole_answers_show_the_pace() -> None:
+    manager = manager_of(8, profile=None)
+    model = model_of(manager)
+    for number in range(16):
+        assert not model.known
+        answer(manager, f"short{number}", 100.0 * number, 31)  # tells more of its prompt
+        answer(manager, f"r{number}", 100.0 * number + 50, 200)
+    assert model.known
+    assert model.samples == 16
+    assert model.iteration_s(1, 1100) == pytest.approx(0.05, rel=0.05)
+
+
+def test_whole_answers_say_nothing_beside_a_profile_or_a_stream() -> None:
+    given = manager_of(8)
+    answer(given, "r", 0.0, 200)
+    assert model_of(given).samples == 0
+    streamed = manager_of(8, profile=None)
+    stream(streamed, "s", 0.0)
+    answer(streamed, "r", 50.0, 200)
+    assert model_of(streamed).samples == 20
+
+
 @pytest.mark.parametrize("state", [EngineState.SUSPECT, EngineState.DOWN])
 def test_an_engine_that_is_not_well_teaches_nothing(state: EngineState) -> None:
     """What comes out of it after a stall says how long the stall was, not how fast it is."""

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage_prefect.control_plane.engine_load import EngineLoad
+from sage_prefect.control_plane.engine_model import EngineModel
 from sage_prefect.control_plane.events import Band, EngineProfile, EngineSpec, RequestInfo
 from sage_prefect.control_plane.hybrid_parameters import HybridParameters
 from sage_prefect.control_plane.ledger import EngineEntry
@@ -22,6 +23,8 @@ PROMISE = 0.1
 PROMPT, OUTPUT = 1000, 200
 LONG = 120.0
 """The memory of demand, seconds."""
+BACKLOG = 1000
+"""Batch requests in the queue: there is always more than fits."""
 
 
 def engine(name: str, *, latency: int = 0, batch: int = 0) -> EngineLoad:
@@ -51,13 +54,17 @@ def demand(partition: SoftPartition, rate: float, start: float, end: float) -> N
 
 
 def settled(
-    partition: SoftPartition, loads: list[EngineLoad], now: float, turns: int = 40
+    partition: SoftPartition,
+    loads: list[EngineLoad],
+    now: float,
+    turns: int = 40,
+    waiting: int = BACKLOG,
 ) -> list[str]:
     """What it comes to when time passes and demand does not change any more."""
     for turn in range(turns):
         # Within one slot of the record of demand: what was measured stays.
         partition._next = partition._changed_at = -math.inf
-        partition.turn(now + turn * 1e-6, loads, PROMISE)
+        partition.turn(now + turn * 1e-6, loads, PROMISE, waiting)
     return preferred(loads)
 
 
@@ -93,7 +100,7 @@ def test_the_last_engine_stays_with_latency_work(count: int, rates: list[float])
     for number, rate in enumerate(rates):
         demand(partition, rate, number * LONG, number * LONG + 20.0)
         for turn in range(30):
-            partition.turn(number * LONG + 20.0 + turn * PERIOD, loads, PROMISE)
+            partition.turn(number * LONG + 20.0 + turn * PERIOD, loads, PROMISE, BACKLOG)
             assert len(preferred(loads)) < count
 
 
@@ -108,6 +115,55 @@ def test_as_many_are_kept_as_demand_needs_and_no_more(rate: float) -> None:
         assert tpot_s(counted / kept) <= limit
     if kept > 1:
         assert tpot_s(counted / (kept - 1)) > limit
+
+
+@pytest.mark.parametrize(
+    ("inside", "waiting", "used"),
+    [(1, 0, 1), (4, 0, 1), (4, 12, 1), (4, 13, 2), (8, 25, 3), (4, BACKLOG, 5)],
+)
+def test_no_more_are_preferred_than_batch_work_fills(inside: int, waiting: int, used: int) -> None:
+    """Six engines, of which latency work needs one, and 16 batch requests fill another."""
+    partition = SoftPartition(PARAMETERS)
+    loads = [engine(f"e{n}", batch=inside // 4 if inside >= 4 else int(n == 0)) for n in range(4)]
+    loads += [engine("e4"), engine("e5")]
+    demand(partition, 0.5, 0.0, 50.0)
+    assert len(settled(partition, loads, 50.0, waiting=waiting)) == used
+
+
+def test_an_engine_is_taken_back_when_batch_work_hardly_needs_it() -> None:
+    partition, loads = SoftPartition(PARAMETERS), engines(4)
+    demand(partition, 0.5, 0.0, 50.0)
+    assert len(settled(partition, loads, 50.0, waiting=30)) == 3  # 34 of them
+    assert len(settled(partition, loads, 50.0, waiting=26)) == 3  # 30: nearly as many
+    assert len(settled(partition, loads, 50.0, waiting=20)) == 2
+    assert len(settled(partition, loads, 50.0, waiting=0)) == 1
+
+
+def test_none_is_spared_while_one_of_them_is_unknown() -> None:
+    partition, loads = SoftPartition(PARAMETERS), engines(4)
+    loads[2].model = EngineModel(None)
+    demand(partition, 1.0, 0.0, 50.0)
+    assert settled(partition, loads, 50.0) == []
+    loads[2].model.known = True
+    assert settled(partition, loads, 50.0)
+
+
+@given(
+    began=st.integers(0, 10**6).map(lambda n: n / 4),
+    gaps=st.lists(st.floats(0.0, 3.0), min_size=50, max_size=200),
+)
+def test_when_the_clock_began_does_not_matter(began: float, gaps: list[float]) -> None:
+    """Equal arrivals give equal decisions, in virtual time and by any machine's clock."""
+    kept = []
+    for start in (0.0, began):
+        partition, loads, now = SoftPartition(PARAMETERS), engines(4), start
+        for gap in gaps:
+            # By whole quarters: floating point must not decide on which side of a border it falls.
+            now += round(4 * gap) / 4
+            partition.arrived(now, PROMPT)
+            partition.finished(OUTPUT)
+        kept.append(settled(partition, loads, now))
+    assert kept[0] == kept[1]
 
 
 def test_it_is_sized_by_the_peak_and_not_by_the_mean() -> None:
@@ -158,7 +214,7 @@ def test_one_engine_per_change_and_changes_have_their_distance() -> None:
     partition, loads = SoftPartition(PARAMETERS), engines(6)
     counts, now = [], 0.0
     for _ in range(200):
-        partition.turn(now, loads, PROMISE)
+        partition.turn(now, loads, PROMISE, BACKLOG)
         counts.append(len(preferred(loads)))
         now += 0.25
     assert counts[0] == 1
@@ -172,25 +228,25 @@ def test_what_demand_needs_is_given_back_at_once_one_by_one() -> None:
     partition, loads = SoftPartition(PARAMETERS), engines(6)
     now = 0.0
     while len(preferred(loads)) < 5:
-        partition.turn(now, loads, PROMISE)
+        partition.turn(now, loads, PROMISE, BACKLOG)
         now += PERIOD
     # The last change was just now: taking another would have to wait, giving back does not.
     demand(partition, 60.0, now, now + 10.0)
     counts = []
     for turn in range(8):
-        partition.turn(now + 11.0 + turn * PERIOD, loads, PROMISE)
+        partition.turn(now + 11.0 + turn * PERIOD, loads, PROMISE, BACKLOG)
         counts.append(len(preferred(loads)))
     assert counts == [4, 3, 2, 1, 0, 0, 0, 0]
 
 
 def test_nothing_changes_within_a_period() -> None:
     partition, loads = SoftPartition(PARAMETERS), engines(6)
-    partition.turn(0.0, loads, PROMISE)
+    partition.turn(0.0, loads, PROMISE, BACKLOG)
     for load in loads:
         load.batch_preferred = True
-    partition.turn(0.99 * PERIOD, loads, PROMISE)
+    partition.turn(0.99 * PERIOD, loads, PROMISE, BACKLOG)
     assert len(preferred(loads)) == 6
-    partition.turn(PERIOD, loads, PROMISE)
+    partition.turn(PERIOD, loads, PROMISE, BACKLOG)
     assert len(preferred(loads)) == 5
 
 
@@ -214,11 +270,11 @@ def test_the_engine_with_the_least_latency_work_is_taken_and_the_busiest_given_b
         engine("idle", latency=1, batch=0),
         engine("mixed", latency=1, batch=5),
     ]
-    partition.turn(0.0, loads, PROMISE)
+    partition.turn(0.0, loads, PROMISE, BACKLOG)
     assert preferred(loads) == ["mixed"]
     for load in loads:
         load.batch_preferred = True
-    partition.turn(PERIOD, loads, PROMISE)
+    partition.turn(PERIOD, loads, PROMISE, BACKLOG)
     assert preferred(loads) == ["idle", "mixed"]
 
 
@@ -237,12 +293,12 @@ def test_engines_come_and_go(steps: list[tuple[set[int], float, float]]) -> None
         before = preferred(everything)
         demand(partition, rate, now, now + 1.0)
         now += 1.0 + pause
-        partition.turn(now, loads, PROMISE)
+        partition.turn(now, loads, PROMISE, BACKLOG)
         assert len(set(before) ^ set(preferred(everything))) <= 1
     loads = everything[:3]
     for _ in range(4):
         now += PERIOD
-        partition.turn(now, loads, PROMISE)
+        partition.turn(now, loads, PROMISE, BACKLOG)
     assert len(preferred(loads)) <= 2
 
 

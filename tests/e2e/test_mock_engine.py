@@ -122,7 +122,6 @@ SCENARIO = {
     "drain_s": 60,
     "network_ms": 0,
     "progress_s": 0.25,
-    "progress_by": "chunks",
     "engines": [{"name": "llm", "count": 2}],
     "workloads": [
         {

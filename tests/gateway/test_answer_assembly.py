@@ -142,7 +142,9 @@ async def test_a_broken_stream_is_tried_elsewhere(lab: Any) -> None:
     for fault in (dies, garbage, ends):
         bad = await lab.peer(fault)
         gateway = await lab.gateway(
-            lab.engine(bad, "bad", driver="llamacpp"), lab.engine(good, "good", driver="llamacpp")
+            lab.engine(bad, "bad", driver="llamacpp"),
+            lab.engine(good, "good", driver="llamacpp"),
+            policy="least_outstanding",  # of equal engines the first is asked first
         )
         answer = await gateway.chat()
         assert answer.json()["choices"][0]["message"]["content"] == "Hello"

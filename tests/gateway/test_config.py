@@ -72,7 +72,7 @@ def test_promises_and_weights_reach_the_control_plane_under_hybrid() -> None:
 
 def test_empty_and_missing(tmp_path: Path) -> None:
     assert parse_config(None).engines == ()
-    assert parse_config({"model_list": []}).policy == "least_outstanding"
+    assert parse_config({"model_list": []}).policy == "hybrid"
     with pytest.raises(SettingsError, match="cannot be read"):
         load_config(tmp_path / "none.yaml")
     broken = tmp_path / "broken.yaml"
@@ -322,7 +322,9 @@ def test_what_a_policy_does_not_use_is_said(policy: str) -> None:
 
 def test_the_policies_that_use_it_are_named() -> None:
     tenants = [{"name": "t", "key": "k", "weight": 2}]
-    read = parse_config({"sage_settings": {"tenants": tenants}}, {})
+    content = {"sage_settings": {"tenants": tenants}}
+    assert parse_config(content, {}).warnings == ()
+    read = parse_config(content, {}, policy="least_outstanding")
     assert read.warnings == (
         "sage_settings.tenants[0].weight is not used by policy 'least_outstanding'; "
         "fair and hybrid use it.",

@@ -54,13 +54,17 @@ async def overloaded(request: Any) -> None:
 
 FAULTS = [reset, half_answer, garbage, endless_head, smuggled, server_error, overloaded]
 
+IN_TURN = "least_outstanding"
+"""Of equal engines the first registered is asked first."""
+
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("stream", [False, True])
 async def test_another_engine_takes_over(lab: Any, fault: Any, stream: bool) -> None:
     bad, good = await lab.peer(fault), await lab.peer()
-    # The first registered engine is asked first.
-    gateway = await lab.gateway(lab.engine(bad, "bad"), lab.engine(good, "good"), health=QUIET)
+    gateway = await lab.gateway(
+        lab.engine(bad, "bad"), lab.engine(good, "good"), health=QUIET, policy=IN_TURN
+    )
     answer = await gateway.chat(stream=stream)
     assert answer.status_code == 200
     assert answer.headers["x-sage-engine"] == "good"
@@ -159,7 +163,9 @@ async def test_a_stream_that_breaks_ends_with_an_error_event(lab: Any, held: byt
 
     seen = asyncio.Event()
     bad, good = await lab.peer(dies), await lab.peer()
-    gateway = await lab.gateway(lab.engine(bad, "bad"), lab.engine(good, "good"), health=QUIET)
+    gateway = await lab.gateway(
+        lab.engine(bad, "bad"), lab.engine(good, "good"), health=QUIET, policy=IN_TURN
+    )
     async with gateway.client.stream(
         "POST", "/v1/chat/completions", json={**lab.CHAT, "stream": True}
     ) as answer:

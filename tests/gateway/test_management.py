@@ -99,7 +99,7 @@ async def test_only_the_master_key_manages(lab: Any) -> None:
 async def test_policy(lab: Any) -> None:
     gateway = await lab.gateway()
     got = (await gateway.client.get("/v1/management/policy")).json()
-    assert got == {"policy": "least_outstanding", "known": sorted(POLICIES)}
+    assert got == {"policy": "hybrid", "known": sorted(POLICIES)}
     put = await gateway.client.put("/v1/management/policy", json={"policy": "fifo"})
     assert put.json()["policy"] == "fifo"
     unknown = await gateway.client.put("/v1/management/policy", json={"policy": "fifi"})

@@ -33,6 +33,10 @@ def live_vs_simulated(
     out: Annotated[
         Path | None, typer.Option(help="Results root; default: $SAGE_RESULTS_DIR, else ./results.")
     ] = None,
+    record: Annotated[
+        bool,
+        typer.Option("--record", help="Keep the event logs of the live runs and the simulation."),
+    ] = False,
     check: Annotated[
         bool,
         typer.Option("--check", help="Exit with 1 when they differ, 3 when it is unproved."),
@@ -58,6 +62,7 @@ def live_vs_simulated(
         seed=spec.seeds[0] if seed is None else seed,
         out=out,
         base=file.parent,
+        record=record,
         command=[Path(sys.argv[0]).name, *sys.argv[1:]],
         report=_reporter(console),
     )

@@ -13,6 +13,7 @@ from sage_bench.live.agreement import TOLERANCES, Agreement, compare
 from sage_bench.live.replay import check_replayable, requests_of
 from sage_bench.live.report import markdown, to_json
 from sage_bench.live.runs import LiveRun, run_live, simulate
+from sage_bench.live.stack import EVENTS
 from sage_bench.manifest import SCHEMA_VERSION
 from sage_bench.result_folder import REPORT, SUMMARY, ResultFolder
 from sage_bench.simulation.scenario import ScenarioSpec
@@ -67,6 +68,7 @@ def compare_scenario(
     seed: int,
     out: Path | None = None,
     base: Path | None = None,
+    record: bool = False,
     command: Sequence[str] = (),
     report: Report = lambda text: None,
 ) -> ScenarioComparison:
@@ -77,6 +79,7 @@ def compare_scenario(
         seed: of the arrivals.
         out: results root.
         base: folder that trace files are relative to.
+        record: keep what each control plane was told and decided (``events.jsonl``).
         command: what was typed, for the manifest.
         report: told what happens.
 
@@ -89,7 +92,7 @@ def compare_scenario(
     folder = ResultFolder.create(f"live-{spec.name}", out)
     manifest = ManifestWriter(folder, spec)
     with CpuMeter([os.getpid()], poll_s=None) as own:
-        compared, details = _compare_policies(spec, requests, seed, base, folder, report)
+        compared, details = _compare_policies(spec, requests, seed, base, folder, record, report)
     folder.write_json(
         SUMMARY,
         {
@@ -129,20 +132,21 @@ def _compare_policies(
     seed: int,
     base: Path | None,
     folder: ResultFolder,
+    record: bool,
     report: Report,
 ) -> tuple[list[PolicyComparison], dict[str, object]]:
     compared: list[PolicyComparison] = []
     details: dict[str, object] = {}
     for policy in spec.policies:
         report(f"{policy.label}: simulating {len(requests)} requests")
-        simulated, nudged = (
-            simulate(one, policy, requests, seed, base) for one in (spec, slower_network(spec))
-        )
+        log = folder.path / f"{policy.label}-simulated" / EVENTS if record else None
+        simulated = simulate(spec, policy, requests, seed, base, log=log)
+        nudged = simulate(slower_network(spec), policy, requests, seed, base)
         lives: list[LiveRun] = []
         for name in RUNS:
             report(f"{policy.label}: {name} live run, {spec.duration_s:g} s and the last answers")
             place = folder.path / f"{policy.label}-{name}"
-            lives.append(run_live(spec, policy, requests, seed, place))
+            lives.append(run_live(spec, policy, requests, seed, place, record=record))
         agreement = compare(
             simulated,
             lives[0].observation,

@@ -21,9 +21,13 @@ from sage_bench.load.summary import summarise
 from sage_bench.load.target import Target
 from sage_bench.simulation.assembly import assemble, variants
 from sage_bench.simulation.controller import controller_factory
+from sage_bench.simulation.gateway import Journal
 from sage_bench.simulation.scenario import PolicySpec, ScenarioSpec
 from sage_bench.workloads.client_request import ClientRequest
 from sage_prefect.control_plane.events import EngineSpec, Limits
+from sage_prefect.control_plane.manager import ControlPlaneManager
+from sage_prefect.platform.event_log import EventLogWriter
+from sage_prefect.platform.recorded_manager import settings_of
 
 GATEWAY_SEED = 0
 """A gateway's manager always breaks ties with this seed."""
@@ -54,23 +58,36 @@ def simulate(
     requests: Sequence[ClientRequest],
     seed: int,
     base: Path | None = None,
+    *,
+    journal: Journal | None = None,
+    log: Path | None = None,
 ) -> Observation:
     """The scenario in virtual time; its control plane knows what a live gateway's knows.
 
     Args:
         requests: the scenario's with this seed.
+        journal: is told of every event of the control plane.
+        log: an event log of it, instead; its folder is made.
     """
-    limits = Limits(
-        max_queued_requests=spec.limits.max_queued_requests,
-        queue_timeout_s=spec.limits.queue_timeout_s,
-        max_retries=spec.limits.max_retries,
-    )
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        manager = ControlPlaneManager(policy.use, _limits(spec), seed=GATEWAY_SEED)
+        with EventLogWriter(log, settings=settings_of(manager), rotate=False) as writer:
+            return simulate(
+                spec,
+                policy,
+                requests,
+                seed,
+                base,
+                journal=lambda _, event, now, actions: writer.record(event, now, actions),
+            )
     simulation = assemble(
         spec,
         variants(policy)[0],
         seed,
         base=base,
-        controllers=controller_factory(policy.use, limits, seed=GATEWAY_SEED),
+        journal=journal,
+        controllers=controller_factory(policy.use, _limits(spec), seed=GATEWAY_SEED),
         told=as_the_gateway_is_told,
         facts=WireFacts(list(arrivals_of(requests, spec, seed))),
     )
@@ -83,22 +100,33 @@ def simulate(
             gc.enable()
 
 
+def _limits(spec: ScenarioSpec) -> Limits:
+    return Limits(
+        max_queued_requests=spec.limits.max_queued_requests,
+        queue_timeout_s=spec.limits.queue_timeout_s,
+        max_retries=spec.limits.max_retries,
+    )
+
+
 def run_live(
     spec: ScenarioSpec,
     policy: PolicySpec,
     requests: Sequence[ClientRequest],
     seed: int,
     folder: Path,
+    *,
+    record: bool = False,
 ) -> LiveRun:
     """The same requests in real time, through a gateway of their own in front of mock engines.
 
     Args:
         folder: for logs, configuration and ``requests.parquet``.
+        record: the gateway's event log goes there, too.
 
     Raises:
         BenchmarkError: a process does not start.
     """
-    with LiveStack(spec, policy.use, folder) as stack, quiet_collector():
+    with LiveStack(spec, policy.use, folder, record=record) as stack, quiet_collector():
         run = run_in_loop(_send(spec, requests, seed, stack.url))
         engines = stack.engine_states()
     summary = summarise(run)

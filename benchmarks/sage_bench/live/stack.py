@@ -17,6 +17,7 @@ from sage_prefect.common.errors import BenchmarkError
 
 _SAGE = (sys.executable, "-m", "sage_prefect.cli.main", "bench", "mock-engine")
 DRIVER, DEVICE = "vllm", "cuda"
+EVENTS = "events.jsonl"
 
 
 class LiveStack:
@@ -26,13 +27,17 @@ class LiveStack:
         spec: says which engines there are; those of one group live in one process.
         policy: the gateway's.
         folder: for the gateway's configuration and the logs.
+        record: write the gateway's event log there, too.
 
     Raises:
         BenchmarkError: on entering: a process does not start.
     """
 
-    def __init__(self, spec: ScenarioSpec, policy: str, folder: Path) -> None:
+    def __init__(
+        self, spec: ScenarioSpec, policy: str, folder: Path, *, record: bool = False
+    ) -> None:
         self._spec, self._policy, self._folder = spec, policy, folder
+        self._record = record
         self._processes = ExitStack()
         self._engines: list[Server] = []
         self.url = ""
@@ -128,7 +133,8 @@ class LiveStack:
         }
         file = self._folder / "gateway.yaml"
         file.write_text(yaml.safe_dump(config), encoding="utf-8")
-        arguments = ("--config", str(file), "--port", "{port}", "--no-auth")
+        record = ("--record", str(self._folder / EVENTS)) if self._record else ()
+        arguments = ("--config", str(file), "--port", "{port}", "--no-auth", *record)
         return Server(
             "gateway",
             [sys.executable, "-m", "sage_gateway", *arguments, "--log-level", "WARNING"],

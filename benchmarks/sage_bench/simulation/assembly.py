@@ -142,7 +142,6 @@ def assemble(
             detection_s=spec.detection_s,
             staleness_s=spec.staleness_s,
             progress_s=spec.progress_s,
-            progress_by=spec.progress_by,
             attempt_timeout_s=spec.attempt_timeout_s,
             until_s=spec.duration_s,
             drain_s=spec.drain_s,

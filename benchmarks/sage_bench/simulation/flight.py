@@ -33,7 +33,6 @@ class Flight:
         "node",
         "request",
         "source",
-        "told_at",
         "told_tokens",
         "turn",
         "work",
@@ -52,7 +51,6 @@ class Flight:
         self.attempts = 0
         self.dispatched_at = NEVER
         self.first_at = NEVER
-        self.told_at = NEVER
         self.told_tokens = 0
         self.inputs_left = max(1, len(request.inputs))
         self.ended = False

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from sage_bench.simulation.clients import Clients
 from sage_bench.simulation.cluster import Node
@@ -42,7 +41,6 @@ from sage_prefect.control_plane.events import (
     Timer,
 )
 
-ProgressRule = Literal["clock", "chunks"]
 Journal = Callable[[int, Event, float, Sequence[Action]], None]
 """Is told of each event of a controller (gateway's number, event, time, actions)."""
 
@@ -57,9 +55,8 @@ class Surroundings:
         gateways: replicas; each gets every n-th request and its share of every window.
         detection_s: until a crash or a recovery is noticed.
         staleness_s: how old an engine's gauges are when they are told, and how often; 0: never.
-        progress_s: how often a gateway hears of each stream in work; 0: never.
-        progress_by: ``clock``: of all streams at once; ``chunks``: with a stream's first token
-            after ``progress_s``, counting the one that began it, as the live gateway does.
+        progress_s: how often a gateway hears of each stream in work, as the live one does: with
+            the first token after so long, except the answer's last; 0: never.
         attempt_timeout_s: an attempt without a first token fails after this.
         until_s: end of the arrivals.
         drain_s: how long after that open-loop requests may still finish.
@@ -71,7 +68,6 @@ class Surroundings:
     detection_s: float = 1.0
     staleness_s: float = 0.0
     progress_s: float = 0.0
-    progress_by: ProgressRule = "clock"
     attempt_timeout_s: float = math.inf
     until_s: float = 600.0
     drain_s: float = 60.0
@@ -100,7 +96,7 @@ class Gateway:
         self._network_s = around.network_s
         self._timeout_s = around.attempt_timeout_s
         self._cost_s = around.gateway_s
-        self._stream_progress_s = around.progress_s if around.progress_by == "chunks" else 0.0
+        self._progress_s = around.progress_s
         self._journal = journal
         self._batches: dict[int, Batch] = {}
         self._free_at = 0.0
@@ -252,20 +248,10 @@ class Gateway:
         """An attempt has ended in an error."""
         self._after_network(self._on_failure, (job, job.turn, node.name, cause, message))
 
-    def progress(self, flight: Flight, tokens: int) -> None:
-        """A stream has grown to ``tokens``."""
-        if flight.first_at != NEVER and tokens > flight.told_tokens:
-            self.tell(Progress(flight.key, tokens - flight.told_tokens))
-            flight.told_tokens = tokens
-
     def _await_progress(self, flight: Flight) -> None:
-        now = flight.told_at = self._queue.now
-        due = max(now, now + self._stream_progress_s - self._network_s)
+        now = self._queue.now
+        due = max(now, now + self._progress_s - self._network_s)
         self._queue.push(due, self._on_progress_due, (flight, flight.turn))
-
-    def _is_progress_due(self, flight: Flight) -> bool:
-        every, streams = self._stream_progress_s, flight.request.traffic.stream
-        return every > 0 and streams and self._queue.now - flight.told_at >= every
 
     def _on_progress_due(self, payload: tuple[Flight, int]) -> None:
         """The stream's next token is to be told of: it leaves the engine at a step's border."""
@@ -295,7 +281,8 @@ class Gateway:
     def _on_progress(self, payload: tuple[Flight, int, int]) -> None:
         flight, turn, tokens = payload
         if flight.turn == turn and not flight.ended:
-            self.progress(flight, tokens)
+            self.tell(Progress(flight.key, tokens - flight.told_tokens))
+            flight.told_tokens = tokens
             self._await_progress(flight)
 
     def _on_first_token(self, payload: tuple[Flight, int]) -> None:
@@ -306,8 +293,7 @@ class Gateway:
         flight.told_tokens = 1
         if flight.request.traffic.stream:
             self.tell(FirstToken(flight.key))
-            if self._stream_progress_s:
-                flight.told_tokens = 0
+            if self._progress_s:
                 self._await_progress(flight)
 
     def _on_answer(self, payload: tuple[Job, int, LlmSequence | EmbeddingCall | None]) -> None:
@@ -326,8 +312,6 @@ class Gateway:
         if job.turn != turn or job.ended:
             return
         if isinstance(work, LlmSequence):
-            if self._is_progress_due(job):
-                self.progress(job, work.output)
             self._facts.learn(job.request)
             self._clients.finish(job, work.max_gap_s, work.cached)
             self.tell(Done(job.key, work.prompt, work.output, work.cached))

@@ -254,7 +254,6 @@ class ScenarioSpec(_Spec):
     detection_s: float = Field(1.0, ge=0)
     staleness_s: float = Field(0.0, ge=0)
     progress_s: float = Field(0.0, ge=0)
-    progress_by: Literal["clock", "chunks"] = "clock"
     attempt_timeout_s: float = Field(float("inf"), gt=0)
     best_by: str | None = None
 

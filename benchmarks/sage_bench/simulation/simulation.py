@@ -13,10 +13,8 @@ from sage_bench.simulation.faults import Fault
 from sage_bench.simulation.fleet import Fleet
 from sage_bench.simulation.flight import Flight, Job
 from sage_bench.simulation.gateway import Gateway, Journal, Surroundings
-from sage_bench.simulation.llm_engine import LlmEngine
 from sage_bench.simulation.records import Records
 from sage_bench.simulation.request_facts import Facts
-from sage_bench.simulation.sequence import Sequence as LlmSequence
 from sage_bench.workloads.sources import ClosedLoop, OpenLoop
 from sage_prefect.control_plane.events import (
     BandsChanged,
@@ -117,8 +115,6 @@ class Simulation:
         self.clients.begin()
         if around.staleness_s > 0:
             self.queue.push(around.staleness_s, self._on_scrape, None)
-        if around.progress_s > 0 and around.progress_by == "clock":
-            self.queue.push(around.progress_s, self._on_progress, None)
 
     # -- what leaves the engines ----------------------------------------------------------
 
@@ -156,19 +152,3 @@ class Simulation:
         ]
         self.queue.push(self.queue.now + late, self._on_reports, reports)
         self.queue.push(self.queue.now + late, self._on_scrape, None)
-
-    def _on_progress(self, _: None) -> None:
-        now = self.queue.now
-        for node in self.fleet.nodes:
-            engine = node.engine
-            if not isinstance(engine, LlmEngine):
-                continue
-            for job in list(node.inside.values()):
-                work = job.work
-                if (
-                    isinstance(job, Flight)
-                    and isinstance(work, LlmSequence)
-                    and job.request.traffic.stream
-                ):
-                    self.gateways[job.gateway].progress(job, engine.generated(work, now))
-        self.queue.push(now + self.around.progress_s, self._on_progress, None)

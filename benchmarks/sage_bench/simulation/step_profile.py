@@ -79,6 +79,7 @@ STEP_PROFILES: dict[str, StepProfile] = {
     "a100-70b": StepProfile(44.1e-3, 151e-6, 0.194e-3, 3.24e-7, 1_000_000, f"{_FIT}, A100 TP8"),
     "h100-70b-tp4": StepProfile(28.8e-3, 89e-6, 0.266e-3, 0.93e-7, 400_000, f"{_FIT}, H100 TP4"),
     "h100-8b": StepProfile(9.0e-3, 20e-6, 0.05e-3, 0.4e-7, 450_000, _ASSUMED),
+    "cpu-small": StepProfile(15e-3, 2.5e-3, 4e-3, 1e-6, 16_384, "assumed: 400 prompt tokens/s"),
 }
 EMBEDDING_PROFILES: dict[str, EmbeddingProfile] = {
     "gpu-padded": EmbeddingProfile(4e-3, 4e-6, True, "research 1.6, synthetic"),

@@ -2,9 +2,9 @@
 
 Candidates are all engines of a small pool; of a large one the holders of the longest known
 prefixes, the least loaded and two at random. The score of a latency request is its predicted time
-to first token, more with each latency request inside, which its prompt delays; without a trusted
-model it is LMetric's product of pending prefill and requests (arXiv 2603.15202). Batch work is
-packed: into batch-preferred engines first, the fullest that takes it.
+to first token, more with each latency request inside, which its prompt delays; unless all
+candidates have a trusted model it is LMetric's product of pending prefill and requests (arXiv
+2603.15202). Batch work is packed: into batch-preferred engines first, the fullest that takes it.
 """
 
 from __future__ import annotations
@@ -95,8 +95,13 @@ class EngineChoice:
         else:
             scored = self._score_latency(loads, prompt, kv, cached, now)
         self.looked_at = scored
-        if not (batch or over or request.tried) and request.tpot_slo_s == math.inf and scored:
-            return self._best_spared(scored)
+        if (
+            request.tpot_slo_s == math.inf
+            and scored
+            and not (batch or over or request.tried)
+            and not any(one[0].batch_preferred for one in scored)
+        ):
+            return self._best(scored)
         if over:
             scored = self._with_room(scored, kv, now)
         if request.tried:
@@ -110,14 +115,14 @@ class EngineChoice:
     ) -> tuple[EngineLoad, float] | None:
         """The best engine where a latency request's promise holds; engines that prefer batch work
         are left to it while others do."""
-        if request.tpot_slo_s == math.inf or not self.parameters.hold:
-            return self._best_spared(scored)
         others = [one for one in scored if not one[0].batch_preferred]
         for group in (others, scored) if len(others) < len(scored) else (scored,):
             left = group
             while left:
                 load, uncached = self._best(left)
-                if self._keeps_promise(load, request, uncached, kv, now):
+                if self._keeps_promise(load, request, uncached, kv, now) and (
+                    group is scored or load.ttft(uncached) <= self._first_token_by_s(request, load)
+                ):
                     return load, uncached
                 left = [one for one in left if one[0] is not load]
         if not self._is_urgent(request, now):
@@ -139,13 +144,6 @@ class EngineChoice:
             load.look(now)
         return kept
 
-    def _best_spared(self, scored: list[Scored]) -> tuple[EngineLoad, float]:
-        """The best that does not prefer batch work, if there is one."""
-        for one in scored:
-            if one[0].batch_preferred:
-                return self._best([o for o in scored if not o[0].batch_preferred] or scored)
-        return self._best(scored)
-
     # -- may it go there ------------------------------------------------------------------
 
     def _may_take(self, load: EngineLoad, kv: float) -> bool:
@@ -162,10 +160,14 @@ class EngineChoice:
     def _keeps_promise(
         self, load: EngineLoad, request: ScheduledRequest, uncached: float, kv: float, now: float
     ) -> bool:
-        if not load.model.known:
+        if not self.parameters.hold or request.tpot_slo_s == math.inf or not load.model.known:
             return True
         promise = min(request.tpot_slo_s, load.tightest_tpot())
         return not load.running or load.tpot_with(now, uncached, kv) <= promise
+
+    def _first_token_by_s(self, request: ScheduledRequest, load: EngineLoad) -> float:
+        slo_s = request.ttft_slo_s
+        return slo_s if slo_s < math.inf else self._ttft_promise_s(load)
 
     def _with_room(self, scored: list[Scored], kv: float, now: float) -> list[Scored]:
         """Engines where another request leaves room to those that come after it."""
@@ -251,6 +253,7 @@ class EngineChoice:
         most_waiting, harm, by_price = parameters.waiting, parameters.harm, parameters.price
         scored: list[Scored] = []
         uncached = max(1.0, prompt)
+        all_known = True
         for load in loads:
             if load.assumed:
                 load.assume(now)
@@ -287,9 +290,15 @@ class EngineChoice:
             elif by_price:
                 score = entry.spec.price * model.a * uncached
             else:
-                score = (pending + uncached + 1.0) * (load.running + 1)
+                all_known, score = False, 0.0
             scored.append((load, score, uncached))
-        return scored
+        if all_known:
+            return scored
+        # Seconds beside LMetric's product say nothing: engines that are known would get everything.
+        return [
+            (load, (load.pending + uncached + 1.0) * (load.running + 1), uncached)
+            for load, _, uncached in scored
+        ]
 
     def _score_batch(
         self,

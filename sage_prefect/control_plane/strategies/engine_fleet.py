@@ -32,6 +32,8 @@ from sage_prefect.control_plane.strategies.tenant_books import TenantBooks
 _UNKNOWN_COST_S = 0.01
 JUDGED_TOKENS = 8
 """A mean over fewer tokens says little of the whole answer's."""
+_SHOWING_TOKENS = 32
+"""A whole answer of fewer tells more of its prompt."""
 _SPARED = 0.9
 """A call on a shared accelerator takes about half of it; of a promise so much may be used then."""
 
@@ -160,6 +162,19 @@ class EngineFleet(TenantBooks):
             load.sampled_at = now
         if request.chunks >= JUDGED_TOKENS:
             self._judge_pace(request, load, request.chunks, now)
+
+    def _saw_answer(
+        self, request: ScheduledRequest, load: EngineLoad, tokens: int, now: float
+    ) -> None:
+        """Whole answers show the pace of an engine without a profile until a stream does: the other
+        prompts in their time make it look slower than it is, which is the safe side."""
+        model, (n, context) = load.model, request.load_at_dispatch
+        if model.reference is not model or load.sampled_at > -math.inf or tokens < _SHOWING_TOKENS:
+            return
+        prefill = model.a * (request.prefill_ahead + request.uncached)
+        pace = (now - request.dispatched_at - prefill) / tokens
+        model.saw_step(pace, (n + 1 + load.running) / 2, (context + load.context) / 2)
+        load.stale = True
 
     def _judge_pace(
         self, request: ScheduledRequest, load: EngineLoad, tokens: int, now: float

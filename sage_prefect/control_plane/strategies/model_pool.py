@@ -90,4 +90,5 @@ class ModelPool:
         parameters = self.choice.parameters
         if parameters.partition and parameters.gate and loads and self.partition.is_due(now):
             promise = min(self.choice.tpot_promise_s(load) for load in loads)
-            self.partition.turn(now, loads, promise)
+            waiting = self.queue.bands[Band.BATCH].size
+            self.partition.turn(now, loads, promise, waiting)

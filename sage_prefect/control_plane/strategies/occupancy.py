@@ -37,6 +37,8 @@ class Occupancy(EngineFleet):
         load = self._loads.get(engine)
         if load is None:
             return
+        if done is not None and load.is_well:
+            self._saw_answer(request, load, done.output_tokens or 0, now)
         load.leave(request, now)
         is_latency = request.band is not Band.BATCH
         if is_latency and self._parameters.fair:

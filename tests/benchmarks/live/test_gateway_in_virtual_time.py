@@ -35,6 +35,7 @@ from sage_gateway.config import GatewayConfig
 from sage_gateway.engines import EngineConfig, ServedModel
 from sage_gateway.gateway import Gateway
 from sage_gateway.server import make_server
+from sage_prefect.control_plane.events import Arrival, Done, Event, FirstToken, Progress
 from sage_prefect.control_plane.events import Limits as SchedulingLimits
 
 Virtually = Callable[[Any], Any]
@@ -51,7 +52,6 @@ def scenario(policy: str) -> ScenarioSpec:
             "drain_s": 1000,
             "network_ms": 0,
             "progress_s": 0.25,
-            "progress_by": "chunks",
             "engines": [{"name": "llm", "count": ENGINES, "window": WINDOW}],
             "workloads": [
                 {
@@ -71,13 +71,22 @@ def scenario(policy: str) -> ScenarioSpec:
     )
 
 
-async def observed(spec: ScenarioSpec, seed: int) -> Observation:
-    """The scenario through the gateway, in the running loop."""
+Heard = list[tuple[Event, float]]
+
+
+async def observed(spec: ScenarioSpec, seed: int, heard: Heard | None = None) -> Observation:
+    """The scenario through the gateway, in the running loop.
+
+    Args:
+        heard: gets what the control plane is told, and when.
+    """
     loop: Any = asyncio.get_running_loop()
     requests = requests_of(spec, seed)
-    llm = LlmEngineSpec(step_profile("h100-70b"))
+    [group] = spec.engines
+    window = group.window or WINDOW
+    llm = LlmEngineSpec(step_profile(group.profile), max_num_seqs=window)
     mock = MockSpec(llm, EmbeddingEngineSpec(embedding_profile("gpu-ragged")), Limits(("chat",)))
-    async with MockServer(mock, ENGINES, clock=loop.time) as engines:
+    async with MockServer(mock, group.count, clock=loop.time) as engines:
         config = GatewayConfig(
             tuple(
                 EngineConfig(
@@ -86,9 +95,9 @@ async def observed(spec: ScenarioSpec, seed: int) -> Observation:
                     (ServedModel("chat"),),
                     "vllm",
                     "cuda",
-                    WINDOW,
+                    window,
                 )
-                for number in range(ENGINES)
+                for number in range(group.count)
             ),
             policy=spec.policies[0].use,
             scheduling=SchedulingLimits(
@@ -98,6 +107,8 @@ async def observed(spec: ScenarioSpec, seed: int) -> Observation:
             ),
         )
         gateway = Gateway(config, KeyRing(None, (), open_to_all=True))
+        if heard is not None:
+            listen(gateway.manager, heard)
         server = make_server(GatewayApp(gateway, on_loopback=True), config)
         server.config.load()
         loop.factories[GATEWAY_PORT] = lambda: server.config.http_protocol_class(  # type: ignore[call-arg, operator]
@@ -114,6 +125,34 @@ async def observed(spec: ScenarioSpec, seed: int) -> Observation:
             await asyncio.gather(probes, return_exceptions=True)
             await gateway.close()
     return of_records(run.records, [request.traffic.name for request in requests])
+
+
+def listen(manager: Any, heard: Heard) -> None:
+    handle = manager.handle
+
+    def listening(event: Event, now: float) -> Any:
+        heard.append((event, now))
+        return handle(event, now)
+
+    manager.handle = listening
+
+
+Story = list[tuple[type, float, int | None]]
+
+
+def streams(heard: Heard) -> list[Story]:
+    """Of each stream, in the order of arrival: what was told of it, when, and how many tokens."""
+    found: dict[str, Story] = {}
+    started = next(now for event, now in heard if isinstance(event, Arrival))
+    for event, now in heard:
+        at = now - started
+        if isinstance(event, Arrival) and event.request.stream:
+            found[event.request.request_id] = []
+        elif isinstance(event, (FirstToken, Progress, Done)) and event.request_id in found:
+            tokens = {Progress: "chunks", Done: "output_tokens"}.get(type(event))
+            story = found[event.request_id]
+            story.append((type(event), at, getattr(event, tokens) if tokens else None))
+    return list(found.values())
 
 
 @pytest.fixture
@@ -142,3 +181,92 @@ def test_the_gateway_does_what_its_simulation_says(virtually: Virtually, policy:
     agreement = compare(simulated, live, live, simulated, warmup_s=spec.warmup_s)
     assert len(agreement.rows) >= 10
     assert agreement.verdict is Verdict.PASS, agreement
+
+
+@pytest.mark.usefixtures("virtual_clocks")
+def test_both_drivers_tell_the_control_plane_the_same_of_the_same_streams(
+    virtually: Virtually,
+) -> None:
+    spec = scenario("least_outstanding")
+    live: Heard = []
+    simulated: Heard = []
+    virtually(observed(spec, 1, live))
+    simulate(
+        spec,
+        spec.policies[0],
+        requests_of(spec, 1),
+        1,
+        journal=lambda _, event, now, actions: simulated.append((event, now)),
+    )
+    stories = streams(live)
+    assert len(stories) > 200
+    for story, other in zip(stories, streams(simulated), strict=True):
+        assert [(kind, n) for kind, _, n in story] == [(kind, n) for kind, _, n in other]
+        assert [at for _, at, _ in story] == pytest.approx([at for _, at, _ in other], abs=1e-6)
+        kinds = [kind for kind, _, _ in story]
+        reports = len(kinds) - 2
+        assert kinds == [FirstToken, *[Progress] * reports, Done]
+        told = [tokens for _, _, tokens in story[1:]]
+        # The first token came with the first read; since the last report there were few more.
+        left = told[-1] - 1 - sum(told[:-1])
+        assert 0 <= left <= 9
+
+
+COLD = {
+    # Profile: window, scale of the lengths, chats per second (of three engines, with as much batch
+    # work: 30 % of what they can do), promises.
+    "cpu-small": (8, 0.25, 0.35, 5.0, 0.2),
+    "h100-8b": (64, 1.0, 5.0, 0.5, 0.05),
+    "h100-70b": (64, 1.0, 1.5, 1.0, 0.1),
+}
+
+
+def cold_start(policy: str, profile: str) -> ScenarioSpec:
+    window, scale, rate, ttft_s, tpot_s = COLD[profile]
+    arrival = {"process": "poisson", "rate": rate}
+    return parse_scenario(
+        {
+            "name": "cold-start",
+            "duration_s": 400 if profile == "cpu-small" else 60,
+            "warmup_s": 0,
+            "drain_s": 1000,
+            "network_ms": 0,
+            "progress_s": 0.25,
+            "engines": [{"name": "llm", "count": 3, "profile": profile, "window": window}],
+            "workloads": [
+                {
+                    "name": "chat",
+                    "arrival": arrival,
+                    "length_scale": scale,
+                    "slo": {"ttft_s": ttft_s, "tpot_s": tpot_s},
+                },
+                {
+                    "name": "batch",
+                    "band": "batch",
+                    "stream": False,
+                    "length_scale": scale,
+                    "arrival": arrival,
+                },
+            ],
+            "policies": [policy],
+        }
+    )
+
+
+@pytest.mark.usefixtures("virtual_clocks")
+@pytest.mark.parametrize("profile", list(COLD))
+def test_at_low_load_hybrid_serves_unknown_engines_as_well_as_least_outstanding(
+    virtually: Virtually, profile: str
+) -> None:
+    *_, ttft_s, tpot_s = COLD[profile]
+    goodput, batch_s = {}, {}
+    for policy in ("least_outstanding", "hybrid"):
+        run = virtually(observed(cold_start(policy, profile), 3))
+        assert run.done.all(), "none is refused"
+        chats = run.workloads == "chat"
+        late = (run.metrics["ttft_s"] > ttft_s) | (run.metrics["tpot_s"] > tpot_s)
+        goodput[policy] = 1.0 - late[chats].mean()
+        batch_s[policy] = np.median(run.metrics["e2e_s"][~chats])
+    assert goodput["hybrid"] >= goodput["least_outstanding"] - 0.02
+    # Packed into fewer engines it takes longer inside, but it is not held while they are idle.
+    assert batch_s["hybrid"] < 2.0 * batch_s["least_outstanding"]

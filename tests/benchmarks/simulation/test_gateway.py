@@ -241,42 +241,23 @@ def test_a_crashed_engine_refuses_and_comes_back_cold() -> None:
     assert (columns["outcome"][late] == Outcome.DONE).all()
 
 
-def test_progress_adds_up_to_the_answer() -> None:
+def test_progress_adds_up_to_the_answer_and_keeps_its_distance() -> None:
     _, heard = events_of(scenario(progress_s=0.25), Progress, FirstToken, Done)
-    told: dict[str, int] = {}
-    for now, event in heard:
-        if isinstance(event, FirstToken):
-            told[event.request_id] = 1
-        elif isinstance(event, Progress):
-            assert event.chunks > 0
-            told[event.request_id] += event.chunks
-        elif isinstance(event, Done):
-            assert told[event.request_id] <= (event.output_tokens or 0)
-            # Steps of this engine take over 30 ms: at most 9 of them since the last report.
-            assert told[event.request_id] >= (event.output_tokens or 0) - 9
-        assert now >= 0
-    assert told
-
-
-def test_progress_by_chunks_is_told_at_tokens_and_counts_the_first() -> None:
-    _, heard = events_of(
-        scenario(progress_s=0.25, progress_by="chunks"), Progress, FirstToken, Done
-    )
     told: dict[str, int] = {}
     since: dict[str, float] = {}
     for now, event in heard:
         if isinstance(event, FirstToken):
-            told[event.request_id], since[event.request_id] = 0, now
+            told[event.request_id], since[event.request_id] = 1, now
         elif isinstance(event, Progress):
             assert event.chunks > 0
             assert now - since[event.request_id] >= 0.25 - 1e-9
             told[event.request_id] += event.chunks
             since[event.request_id] = now
-        elif isinstance(event, Done) and event.request_id in told:
-            left = (event.output_tokens or 0) - told[event.request_id]
-            assert 0 <= left <= 9
-            assert now - since[event.request_id] < 0.25 or not left
-    assert any(told.values())
+        elif isinstance(event, Done):
+            # Steps of this engine take over 30 ms: at most 9 of them since the last report.
+            assert 0 <= (event.output_tokens or 0) - told[event.request_id] <= 9
+    assert told
+    assert max(told.values()) > 9
 
 
 def test_the_gateways_cost_delays_and_replicas_share_windows() -> None:
