@@ -390,7 +390,7 @@ class EmbeddingLane:
         """Lend accelerators by what is asked for, and tell the policy what it may use again."""
         speeds = {}
         for model in self._split.models():
-            speed = self._executors.of(model).speed()
+            speed = self._executors.speed(model)
             if speed is not None:
                 speeds[model] = speed
         for entry in self._split.turn(now, speeds):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from itertools import count
 
+from sage_prefect.control_plane.accelerator_split import Speed
 from sage_prefect.control_plane.events import BatchPart, EngineSpec
 from sage_prefect.control_plane.executors.embedding_executor import EmbeddingExecutor
 from sage_prefect.control_plane.ledger import EngineEntry, Ledger
@@ -57,6 +58,11 @@ class ExecutorPool:
             for entry in self._ledger.pool(model).values():
                 self._tell(executor, entry)
         return executor
+
+    def speed(self, model: str) -> Speed | None:
+        """How fast the model's engines are; None where no executor has any on an accelerator."""
+        executor = self._executors.get(model)
+        return None if executor is None else executor.speed()
 
     def engine_changed(self, entry: EngineEntry) -> None:
         """An engine came, left, or changed its state or specification."""
