@@ -16,19 +16,22 @@ class Ageing(Protocol):
 
 
 A = TypeVar("A", bound=Ageing)
+_LEAST_SWEPT = 1024
 
 
 class AgeHeap(Generic[A]):
-    """A heap by time; what has left is dropped when it surfaces.
+    """A heap by time; what has left is dropped when it surfaces, or when it is most of the heap.
 
     Args:
         is_here: whether one still waits.
+        count: how many wait, at least: with it the cost of a push stays O(log n).
     """
 
-    __slots__ = ("_heap", "_is_here", "_pushed")
+    __slots__ = ("_count", "_heap", "_is_here", "_pushed")
 
-    def __init__(self, is_here: Callable[[A], bool]) -> None:
+    def __init__(self, is_here: Callable[[A], bool], count: Callable[[], int]) -> None:
         self._is_here = is_here
+        self._count = count
         # One that comes back may still have an item here: items never compare equal.
         self._pushed = 0
         self._heap: list[tuple[float, int, A]] = []
@@ -40,7 +43,7 @@ class AgeHeap(Generic[A]):
         self._pushed += 1
         one.ages_at = at
         heapq.heappush(self._heap, (at, self._pushed, one))
-        if self._pushed % 4096 == 0:
+        if len(self._heap) > _LEAST_SWEPT and len(self._heap) > 4 * self._count():
             self._heap = [item for item in self._heap if self._lives(item)]
             heapq.heapify(self._heap)
 
@@ -58,4 +61,11 @@ class AgeHeap(Generic[A]):
             yield one
 
     def _lives(self, item: tuple[float, int, A]) -> bool:
-        return item[2].ages_at == item[0] and self._is_here(item[2])
+        """Whether it is the live place of one that waits; if not, it is to be dropped."""
+        at, _, one = item
+        if one.ages_at != at:
+            return False
+        if self._is_here(one):
+            return True
+        one.ages_at = math.inf  # should it come back, it has no place
+        return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from sage_prefect.control_plane.dispatching import Dispatching
 from sage_prefect.control_plane.event_bounds import (
     are_limits,
@@ -36,7 +38,7 @@ class ConfigurationEvents(Dispatching):
         self.policy = self._lane.policy = after
         for request in sorted(waiting, key=lambda request: request.seq):
             request.note(now, "policy changed", policy=event.policy)
-            request.waits_in = None
+            request.waits_in, request.ages_at = None, math.inf
             self._queue(request, now)
         return self._pump(now)
 

@@ -73,7 +73,7 @@ class EmbeddingLane:
         self.members: dict[str, LaneMember] = {}
         """Queued and running requests by id."""
         self._batches: dict[int, _OpenBatch] = {}
-        self._ages: AgeHeap[LaneMember] = AgeHeap(self._is_here)
+        self._ages: AgeHeap[LaneMember] = AgeHeap(self._is_here, self.__len__)
         self._waits = StandingWait()
         self._gate: TenantGate[LaneMember] = TenantGate(self._most_running)
         self._fresh: list[LaneMember] = []

@@ -73,6 +73,7 @@ class HybridParameters:
     waiting: int = 2
     """Requests without a first token per engine, beyond one token budget of prefill."""
     at_least: int = 2
+    """With fewer queued in its band nobody is refused: nothing drains from an empty queue."""
     drain_tau: float = 5.0
     standing: float = 0.1
     partition_period: float = 5.0

@@ -24,6 +24,7 @@ from sage_prefect.control_plane.events import (
     FailureCause,
     FirstToken,
     Limits,
+    PolicyChanged,
     Progress,
     Reject,
     RequestInfo,
@@ -195,6 +196,20 @@ def test_a_long_wait_moves_a_request_up_by_one_band(band: Band) -> None:
     assert queued["old"].band is Band(band - 1)
     assert queued["young"].band is Band(band - 1)
     assert len(manager.policy) == 2
+
+
+def test_ageing_goes_on_through_changes_of_the_policy() -> None:
+    """The time at which it moves up is the same as before: it has to be noted anew all the same."""
+    limit = AGES[Band.STANDARD]
+    assert limit is not None
+    manager = manager_of(1)
+    send(manager, "running", 0.0, stream=False)
+    send(manager, "old", 0.0, band=Band.STANDARD)
+    for policy in ("hybrid", "fifo", "hybrid"):
+        manager.handle(PolicyChanged(policy), 1.0)
+    [old] = manager.policy.pending()
+    manager.handle(Timer(), limit)
+    assert old.band is Band.INTERACTIVE
 
 
 def test_who_moves_up_is_charged_there_and_pays_for_nothing_else() -> None:

@@ -10,16 +10,15 @@ docs/decisions/0006.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from random import Random
 from typing import Any
 
 from sage_prefect.control_plane.admission import retry_after_s
-from sage_prefect.control_plane.events import (
-    Band,
-)
+from sage_prefect.control_plane.age_heap import AgeHeap
+from sage_prefect.control_plane.events import Band
 from sage_prefect.control_plane.hybrid_parameters import ORDER_S, HybridParameters
 from sage_prefect.control_plane.ledger import EngineEntry, Ledger
 from sage_prefect.control_plane.queues import BandQueue
@@ -42,7 +41,7 @@ class HybridSchedulingPolicy(Occupancy):
         self, ledger: Ledger, rng: Random, parameters: HybridParameters | None = None
     ) -> None:
         super().__init__(ledger, rng, parameters)
-        self._ages: list[tuple[float, int, ScheduledRequest]] = []
+        self._ages: AgeHeap[ScheduledRequest] = AgeHeap(_waits, self.__len__)
 
     # -- the queue -------------------------------------------------------------------------
 
@@ -101,31 +100,24 @@ class HybridSchedulingPolicy(Occupancy):
     def add(self, request: ScheduledRequest, now: float) -> None:
         self._now = now
         pool = self._pool(request.info.model)
-        band = request.info.band if self._parameters.bands else Band.INTERACTIVE
-        request.band = band
-        self._promise(request, now)
+        self.promise(request, now)
         request.cost_s = self._cost_s(pool, request)
         self._join(pool, request)
-        if band is not Band.BATCH:
+        if request.band is not Band.BATCH:
             pool.partition.arrived(now, request.info.prompt_tokens)
 
     def _join(self, pool: ModelPool, request: ScheduledRequest) -> None:
-        band = request.band
-        pool.queue.bands[band].push(request)
-        pool.drain.queued[band] += request.cost_s
+        self._push(pool, request)
         pool.newest = request
         pool.touched = True
+        limit = self.age_limit_s(request.band)
+        if limit is not None:
+            self._ages.push(request, request.queued_at + limit)
+
+    def _push(self, pool: ModelPool, request: ScheduledRequest) -> None:
+        pool.queue.bands[request.band].push(request)
+        pool.drain.queued[request.band] += request.cost_s
         self._size += 1
-        limit = self._bands[band].age_limit_s
-        if self._parameters.bands and limit is not None and band > Band.CRITICAL:
-            self._age(request, request.queued_at + limit)
-            if len(self._ages) > 1024 and len(self._ages) > 4 * self._size:
-                self._ages = [
-                    item
-                    for item in self._ages
-                    if item[2].waits_in is not None and item[2].ages_at == item[0]
-                ]
-                heapq.heapify(self._ages)
 
     def remove(self, request: ScheduledRequest) -> None:
         queue = request.waits_in
@@ -198,14 +190,8 @@ class HybridSchedulingPolicy(Occupancy):
 
     def tick(self, now: float) -> None:
         self._now = now
-        for _ in range(_PROMOTED_AT_ONCE):
-            if not self._ages or self._ages[0][0] > now:
-                break
-            at, _, request = heapq.heappop(self._ages)
-            # One that came back from an engine has an item of its earlier wait, too.
-            if isinstance(request.waits_in, BandQueue) and request.ages_at == at:
-                request.ages_at = math.inf
-                self._promote(request, request.waits_in, now)
+        for request in islice(self._ages.old(now), _PROMOTED_AT_ONCE):
+            self._promote(request, now)
         for pool in self._pools.values():
             if pool.queue.size:
                 pool.touched = True
@@ -295,30 +281,30 @@ class HybridSchedulingPolicy(Occupancy):
             return head, load.entry
         return None
 
-    def _promote(self, request: ScheduledRequest, queue: BandQueue, now: float) -> None:
+    def _promote(self, request: ScheduledRequest, now: float) -> None:
         """Up by one band, if its tenant was not served for the age limit; it keeps its tenant, is
         charged there, and is as urgent as a new one."""
-        limit = self._bands[request.band].age_limit_s
-        due = math.inf if limit is None else queue.waits_since(request) + limit
-        if due > now:
-            if due < math.inf:
-                self._age(request, due)
-            return
         pool = self._pool(request.info.model)
+        queue = pool.queue.bands[request.band]
+        limit = self._bands[request.band].age_limit_s
+        if limit is None:
+            return
+        due = queue.waits_since(request) + limit
+        if due > now:
+            self._ages.push(request, due)
+            return
         queue.served(request.info.tenant, now)
         self.remove(request)
         request.band = Band(request.band - 1)
         request.due = min(request.due, now + ORDER_S[request.band])
-        pool.queue.bands[request.band].push(request)
-        pool.drain.queued[request.band] += request.cost_s
-        self._size += 1
+        self._push(pool, request)
         limit = self._bands[request.band].age_limit_s
         if limit is not None and request.band > Band.INTERACTIVE:
-            self._age(request, now + limit)
+            self._ages.push(request, now + limit)
 
-    def _age(self, request: ScheduledRequest, at: float) -> None:
-        request.ages_at = at
-        heapq.heappush(self._ages, (at, request.seq, request))
+
+def _waits(request: ScheduledRequest) -> bool:
+    return request.waits_in is not None
 
 
 def _listed(scored: Iterable[Scored]) -> list[tuple[str, float]]:

@@ -21,8 +21,7 @@ class Occupancy(EngineFleet):
 
     def adopt(self, request: ScheduledRequest, entry: EngineEntry, now: float) -> None:
         pool = self._pool(request.info.model)
-        request.band = request.info.band if self._parameters.bands else Band.INTERACTIVE
-        self._promise(request, now)
+        self.promise(request, now)
         request.cost_s = self._cost_s(pool, request)
         prompt = float(request.info.prompt_tokens)
         self._enter(request, self._loads[entry.name], prompt, now)
