@@ -173,6 +173,9 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.
 # -- what is done -------------------------------------------------------------------------
 
 digest() { cat "$@" | sha256sum | cut -d ' ' -f 1; }
+digest_tree() {
+  find "$@" -type f ! -name '*.pyc' -print | LC_ALL=C sort | xargs cat | sha256sum | cut -d ' ' -f 1
+}
 
 # A stamp holds the digest of what a step was made from; it is written when the step is complete,
 # so that an interrupted step runs again.
@@ -233,21 +236,25 @@ install_sage() {
   lock=constraints/py${version%.*}.txt lock=${lock/3./3}
   # Once the developer's packages are in, keep them current as well.
   [ -f "$VENV/.sage-extra" ] && [ "$(cat "$VENV/.sage-extra")" = dev ] && [ "$force" = 0 ] && extra=dev
-  local packages native
+  local packages native compiled
   packages=$(printf '%s ' "$version" "$extra" && digest pyproject.toml "$lock")
-  native=$(find CMakeLists.txt native -type f -print | LC_ALL=C sort | xargs cat | sha256sum | cut -d ' ' -f 1)
+  native=$(digest_tree CMakeLists.txt native)
+  compiled=$(digest_tree sage_prefect/control_plane sage_prefect/common/compiled.py)
+  # Who works on the control plane with SAGE_COMPILED=0 waits for no compiler.
+  [ "${SAGE_COMPILED:-1}" = 1 ] || compiled=off
   if ! stamped packages "$packages" || ! runs; then
     [ "$use_uv" = 0 ] || prepare_uv
     note "packages: the first time this downloads and unpacks for some minutes"
     install -c "$lock" -e ".[$extra]"
-    stamp packages "$packages" && stamp extra "$extra" && stamp native "$native"
+    stamp packages "$packages" && stamp extra "$extra" && stamp native "$native" &&
+      stamp compiled "$compiled"
     finish "installed sage-prefect[$extra]"
-  elif ! stamped native "$native"; then
+  elif ! stamped native "$native" || { [ "$compiled" != off ] && ! stamped compiled "$compiled"; }; then
     [ "$use_uv" = 0 ] || prepare_uv
-    note "the native sources changed: building them"
+    note "sources that are compiled changed: building them"
     install --no-deps -e .
-    stamp native "$native"
-    finish "native module rebuilt"
+    stamp native "$native" && stamp compiled "$compiled"
+    finish "compiled modules rebuilt"
   else
     finish "nothing to do"
   fi

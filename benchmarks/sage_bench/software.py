@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sage_prefect.common.compiled import compiled_state
+
 # Packages whose versions a reader looks for first; the full list is packages.txt.
 KEY_PACKAGES = (
     "sage-prefect", "prefect", "prefect-dask", "dask", "distributed", "numpy", "pyarrow", "torch",
@@ -30,6 +32,7 @@ def installed_packages() -> list[str]:
 
 def describe_software(packages: list[str]) -> dict[str, Any]:
     """Versions, and the SHA-256 of the list of packages as it stands in ``packages.txt``."""
+    control_plane = compiled_state("sage_prefect.control_plane")
     versions = dict(package.split("==", 1) for package in packages)
     return {
         "os": _distribution(),
@@ -37,6 +40,7 @@ def describe_software(packages: list[str]) -> dict[str, Any]:
         "libc": " ".join(platform.libc_ver()),
         "python": sys.version.split()[0],
         "implementation": platform.python_implementation(),
+        "control_plane": "compiled" if control_plane.active else control_plane.reason,
         "packages_file": "packages.txt",
         "packages_sha256": hashlib.sha256(packages_text(packages)).hexdigest(),
         "key_packages": {name: versions[name] for name in KEY_PACKAGES if name in versions},

@@ -23,6 +23,7 @@ from sage_gateway.auth import KeyRing
 from sage_gateway.config import GatewayConfig, load_config, parse_config
 from sage_gateway.gateway import Gateway
 from sage_gateway.http_protocol import limited_protocol
+from sage_prefect.common.compiled import compiled_state
 from sage_prefect.common.errors import PortInUseError, ServiceError, SettingsError
 from sage_prefect.common.keys import read_master_key
 from sage_prefect.common.ports import SagePorts, choose_port
@@ -146,6 +147,9 @@ async def _serve(
     host: str,
     announce: Callable[[str], None],
 ) -> None:
+    compiled = compiled_state("sage_prefect.control_plane")
+    if not compiled.active:
+        log.warning("the control plane is interpreted, about a third as fast: %s", compiled.reason)
     gateway = Gateway(config, keys)
     app = GatewayApp(gateway, on_loopback=is_loopback(host))
     server = make_server(app, config)

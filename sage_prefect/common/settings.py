@@ -26,6 +26,7 @@ NOT_SETTINGS = frozenset(
     {
         "SAGE_HOME",
         "SAGE_CONFIG",
+        "SAGE_COMPILED",
         "SAGE_API_KEY",
         "SAGE_BASE_URL",
         "SAGE_MASTER_KEY",

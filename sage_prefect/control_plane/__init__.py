@@ -5,3 +5,7 @@ turns an HTTP request into what the scheduler knows of it; ``ledger`` holds who 
 ``strategies`` are the policies by name. The gateway drives it with the wall clock, the simulator
 with virtual time.
 """
+
+from sage_prefect.common.compiled import prefer_compiled
+
+prefer_compiled(__name__, "sage_prefect._control_plane")

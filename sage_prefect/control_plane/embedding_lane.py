@@ -15,7 +15,6 @@ from typing import Any
 from sage_prefect.control_plane.accelerator_split import AcceleratorSplit
 from sage_prefect.control_plane.admission import retry_after_s
 from sage_prefect.control_plane.age_heap import AgeHeap
-from sage_prefect.control_plane.event_bounds import is_count
 from sage_prefect.control_plane.events import (
     AbortBatch,
     Action,
@@ -270,7 +269,7 @@ class EmbeddingLane:
         return DispatchBatch(batch_id, engine, parts)
 
     def _answered(self, batch: _OpenBatch, event: BatchDone, now: float) -> None:
-        tokens = event.prompt_tokens if is_count(event.prompt_tokens) else None
+        tokens = event.prompt_tokens
         for member, _ in batch.members:
             member.begun = True
         for name in batch.executor.batch_done(event.batch_id, now, tokens):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sage_prefect.control_plane.dispatching import Dispatching
-from sage_prefect.control_plane.event_bounds import (
-    is_measurable,
-)
+from sage_prefect.control_plane.configuration_events import ConfigurationEvents
+from sage_prefect.control_plane.event_bounds import bounded_gauges, is_measurable
 from sage_prefect.control_plane.events import (
     Abort,
     AbortBatch,
@@ -22,7 +20,7 @@ from sage_prefect.control_plane.ledger import EngineEntry
 _SERVING = (EngineState.READY, EngineState.WARMING)
 
 
-class EngineEvents(Dispatching):
+class EngineEvents(ConfigurationEvents):
     """The control plane's events of engines."""
 
     def _on_engine_added(self, event: EngineAdded, now: float) -> list[Action]:
@@ -60,7 +58,7 @@ class EngineEvents(Dispatching):
         if event.state in _SERVING:
             entry.answered = True
         if event.gauges is not None:
-            self.policy.reported(entry, event.gauges, now)
+            self.policy.reported(entry, bounded_gauges(event.gauges), now)
         changed = self.ledger.set_state(event.engine, event.state)
         if changed is None:
             return []

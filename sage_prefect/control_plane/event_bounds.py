@@ -2,6 +2,9 @@
 
 Engines report token counts and clients wish for deadlines; neither may bring infinite, negative or
 thousand-digit numbers into the books, where one NaN would spoil an order for good.
+
+Never compiled (``native/control_plane/generate.py``): compiled code takes a field's type for
+granted, and raises where the value is another.
 """
 
 from __future__ import annotations
@@ -10,9 +13,13 @@ from dataclasses import replace
 
 from sage_prefect.control_plane.events import (
     BandSpec,
+    BatchDone,
+    BatchFailed,
     Done,
+    EngineGauges,
     EngineSpec,
     Limits,
+    Progress,
     RequestInfo,
     TenantSpec,
 )
@@ -39,7 +46,7 @@ def bounded_request(info: RequestInfo) -> RequestInfo:
         and (ttft is None or 0 < ttft <= MAX_NUMBER)
         and (tpot is None or 0 < tpot <= MAX_NUMBER)
         and (info.deadline is None or -FAR <= info.deadline <= FAR)
-        and (not info.inputs or all(0 <= tokens <= MAX_TOKENS for tokens in info.inputs))
+        and (not info.inputs or all(map(is_count, info.inputs)))
     ):
         return info
     deadline = info.deadline
@@ -60,11 +67,7 @@ def bounded_request(info: RequestInfo) -> RequestInfo:
 def bounded_done(done: Done) -> Done:
     """``done`` without the counts that cannot be true: they count as not reported."""
     prompt, output, cached = done.prompt_tokens, done.output_tokens, done.cached_tokens
-    if (
-        (prompt is None or 0 <= prompt <= MAX_TOKENS)
-        and (output is None or 0 <= output <= MAX_TOKENS)
-        and (cached is None or 0 <= cached <= MAX_TOKENS)
-    ):
+    if is_count(prompt) and is_count(output) and is_count(cached):
         return done
     return replace(
         done,
@@ -74,9 +77,30 @@ def bounded_done(done: Done) -> Done:
     )
 
 
-def is_count(value: int | None) -> bool:
-    """Whether a number of tokens may be true; None, not reported, is."""
-    return value is None or 0 <= value <= MAX_TOKENS
+def bounded_gauges(gauges: EngineGauges) -> EngineGauges:
+    """``gauges`` without what is no finite number: it counts as not said."""
+    values = (gauges.running, gauges.waiting, gauges.kv_usage, gauges.preemptions)
+    return EngineGauges(*(v if v is not None and -FAR <= v <= FAR else None for v in values))
+
+
+def is_count(value: float | None) -> bool:
+    """Whether a number of tokens may be true: no fraction of one; None, not reported, is."""
+    return value is None or (isinstance(value, int) and 0 <= value <= MAX_TOKENS)
+
+
+def is_progress(event: Progress) -> bool:
+    """Whether a stream's progress is a count."""
+    return is_count(event.chunks)
+
+
+def bounded_batch(event: BatchDone | BatchFailed) -> BatchDone | BatchFailed | None:
+    """``event`` without a count that cannot be true; None: no batch has such a number."""
+    number: object = event.batch_id
+    if not isinstance(number, int):
+        return None
+    if isinstance(event, BatchDone) and not is_count(event.prompt_tokens):
+        return BatchDone(event.batch_id)
+    return event
 
 
 def is_measurable(spec: EngineSpec) -> bool:
@@ -121,4 +145,4 @@ def are_limits(limits: Limits) -> bool:
 def _bounded(value: int | None) -> int | None:
     if value is None or value != value:
         return None
-    return min(MAX_TOKENS, max(0, value))
+    return int(min(MAX_TOKENS, max(0, value)))

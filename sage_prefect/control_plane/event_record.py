@@ -7,16 +7,18 @@ sees to it that nothing does.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    from dataclasses import dataclass as record
-else:
-    from dataclasses import dataclass
-
-    def record(*, frozen: bool, slots: bool) -> Any:
-        """As ``dataclasses.dataclass``; ``frozen`` gives a hash and is left to the type checker."""
-        return dataclass(slots=slots, unsafe_hash=frozen)
-
+from typing_extensions import dataclass_transform
 
 __all__ = ["record"]
+
+_T = TypeVar("_T")
+
+
+@dataclass_transform(frozen_default=True)
+def record(*, slots: bool, frozen: bool = True) -> Callable[[type[_T]], type[_T]]:
+    """As ``dataclasses.dataclass(frozen=True)``: frozen for the type checker, with a hash."""
+    return dataclass(slots=slots, unsafe_hash=True)

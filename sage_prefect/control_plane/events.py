@@ -52,7 +52,7 @@ class EngineState(str, enum.Enum):
     """It does not answer probes."""
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class RequestInfo:
     """What the scheduler knows of a request: never the text itself."""
 
@@ -90,7 +90,7 @@ class RequestInfo:
     """So many answers are wanted (``n``, or several prompts in one call); None: one."""
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class EngineProfile:
     """How long an engine's work takes, in seconds: the prior that is corrected online.
 
@@ -107,7 +107,7 @@ class EngineProfile:
     source: str = ""
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class EngineGauges:
     """What an engine says of itself; late, so it only corrects drift. None: not said."""
 
@@ -119,7 +119,7 @@ class EngineGauges:
     """Counter since its start."""
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class EngineSpec:
     """What the scheduler knows of an engine."""
 
@@ -146,7 +146,7 @@ class EngineSpec:
     """The physical device that it runs on: engines that name the same one share it."""
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class BandSpec:
     """Promises and guards of one band."""
 
@@ -161,7 +161,7 @@ class BandSpec:
     """Rejected at arrival when the predicted wait is over this share of its slack; None: never."""
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class TenantSpec:
     """What one tenant gets."""
 
@@ -172,7 +172,7 @@ class TenantSpec:
     max_running: int | None = None
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class Limits:
     """Caps of the queue and of retries."""
 
@@ -203,21 +203,21 @@ class FailureCause(str, enum.Enum):
 # -- events -------------------------------------------------------------------------------
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class Arrival:
     """A request has been read and checked."""
 
     request: RequestInfo
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class FirstToken:
     """The first byte of the answer's body has come from the engine."""
 
     request_id: str
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class Progress:
     """A stream goes on; sent at most once per stream and 250 ms."""
 
@@ -225,7 +225,7 @@ class Progress:
     chunks: int
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class Done:
     """The engine has finished the answer. Token counts come from its ``usage``, if it gave one."""
 
@@ -235,7 +235,7 @@ class Done:
     cached_tokens: int | None = None
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class Failed:
     """An attempt failed. ``retryable``: nothing was sent to the client, another engine may try."""
 
@@ -246,14 +246,14 @@ class Failed:
     message: str = ""
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class Cancel:
     """The client has gone, or the driver gives the request up."""
 
     request_id: str
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class EngineReport:
     """What a probe, or the lack of an answer, says of an engine."""
 
@@ -263,7 +263,7 @@ class EngineReport:
     gauges: EngineGauges | None = None
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class BatchDone:
     """The engine has answered a batch. Each request of it is done when all its inputs are."""
 
@@ -271,7 +271,7 @@ class BatchDone:
     prompt_tokens: int | None = None
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class BatchFailed:
     """A batch failed. ``bad_input``: the engine blames what it was sent, not itself."""
 
@@ -283,14 +283,14 @@ class BatchFailed:
     message: str = ""
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class EngineAdded:
     """An engine was registered, or registered again with another specification."""
 
     spec: EngineSpec
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class EngineRemoved:
     """An engine was taken away. Requests inside it run to their end unless ``abort``."""
 
@@ -298,35 +298,35 @@ class EngineRemoved:
     abort: bool = False
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class PolicyChanged:
     """Another policy takes over the queue; nothing queued is lost."""
 
     policy: str
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class LimitsChanged:
     """New caps; requests already queued stay."""
 
     limits: Limits
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class BandsChanged:
     """New promises for the named bands; the others keep theirs."""
 
     bands: tuple[BandSpec, ...]
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class TenantsChanged:
     """All tenants anew. Requests of one that is gone stay, with weight 1."""
 
     tenants: tuple[TenantSpec, ...]
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class Timer:
     """The time that a ``SetTimer`` named has come."""
 
@@ -354,7 +354,7 @@ Event: TypeAlias = (
 # -- actions ------------------------------------------------------------------------------
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class Dispatch:
     """Send the request to this engine now."""
 
@@ -363,7 +363,7 @@ class Dispatch:
     attempt: int = 1
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class BatchPart:
     """One input of a batch: input ``index`` of a request, and where else its result belongs."""
 
@@ -373,7 +373,7 @@ class BatchPart:
     """(request_id, index) of equal inputs, which are not sent again."""
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class DispatchBatch:
     """Send these inputs to this engine in one call. Answered by BatchDone or BatchFailed."""
 
@@ -382,7 +382,7 @@ class DispatchBatch:
     parts: tuple[BatchPart, ...]
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class Reject:
     """Answer the request with an error. ``status`` is HTTP's; ``retry_after`` is in seconds."""
 
@@ -394,7 +394,7 @@ class Reject:
     engine: str | None = None
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class Abort:
     """End the running attempt: close its connection to the engine."""
 
@@ -403,7 +403,7 @@ class Abort:
     reason: str
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class AbortBatch:
     """End a batch's call: nobody waits for its results, or its engine was taken away. In the second
     case it is still to be answered by BatchFailed or BatchDone; in the first that changes nothing.
@@ -414,7 +414,7 @@ class AbortBatch:
     reason: str
 
 
-@record(frozen=True, slots=True)
+@record(slots=True)
 class SetTimer:
     """Send :class:`Timer` at this time. A later ``SetTimer`` replaces an earlier one."""
 

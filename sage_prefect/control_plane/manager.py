@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from sage_prefect.control_plane.configuration_events import ConfigurationEvents
 from sage_prefect.control_plane.engine_events import EngineEvents
 from sage_prefect.control_plane.event_bounds import (
     FAR,
+    bounded_batch,
     bounded_done,
     bounded_request,
-    is_count,
+    is_progress,
 )
 from sage_prefect.control_plane.events import (
     Abort,
@@ -47,7 +47,7 @@ from sage_prefect.control_plane.refusals import failure_reply, unknown_model
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 
 
-class ControlPlaneManager(EngineEvents, ConfigurationEvents):
+class ControlPlaneManager(EngineEvents):
     """Admission, queue, dispatch and books of all requests.
 
     Args:
@@ -90,16 +90,14 @@ class ControlPlaneManager(EngineEvents, ConfigurationEvents):
 
     # -- the one door in -------------------------------------------------------------------
 
-    def handle(self, event: Event, now: float) -> list[Action]:
+    def handle(self, event: Event, now: float | int) -> list[Action]:
         """Take an event at time ``now`` (seconds, monotonic) and say what to do, in order."""
         # A clock that steps back, or shows no time, stands still here: no wait is ever negative.
-        if self._now < now <= FAR:
-            self._now = now
-        else:
-            if self._now == -math.inf:
-                self._now = 0.0
-            now = self._now
-        return self._handlers[type(event)](event, now)
+        if self._now < now <= FAR and now >= -FAR:
+            self._now = float(now)
+        elif self._now == -math.inf:
+            self._now = 0.0
+        return self._handlers[type(event)](event, self._now)
 
     # -- requests --------------------------------------------------------------------------
 
@@ -163,7 +161,7 @@ class ControlPlaneManager(EngineEvents, ConfigurationEvents):
 
     def _on_progress(self, event: Progress, now: float) -> list[Action]:
         request = self._in_engine(event.request_id)
-        if request is None or not is_count(event.chunks):
+        if request is None or not is_progress(event):
             return self._ignore()
         request.chunks += event.chunks
         return self._pump(now) if self.policy.progressed(request, event.chunks, now) else []
@@ -225,7 +223,8 @@ class ControlPlaneManager(EngineEvents, ConfigurationEvents):
         return actions + self._pump(now)
 
     def _on_batch(self, event: BatchDone | BatchFailed, now: float) -> list[Action]:
-        actions = self._lane.batch_ended(event, now)
+        sane = bounded_batch(event)
+        actions = None if sane is None else self._lane.batch_ended(sane, now)
         return self._ignore() if actions is None else actions + self._pump(now)
 
     # -- time ------------------------------------------------------------------------------

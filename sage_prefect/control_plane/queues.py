@@ -24,8 +24,9 @@ KEPT_ACCOUNTS = 10_000
 
 _PUSHES = itertools.count()
 _COUNTED_TENANTS = 32
-_Item = tuple[float, int, str]
-"""(virtual time, 0, tenant), or without fairness (deadline, place in arrival, tenant)."""
+_Item = tuple[float, int, str, int]
+"""(virtual time, 0, tenant, serial), or without fairness (deadline, place in arrival, tenant,
+serial). The serial tells the live item: compiled, a tuple has no identity."""
 
 
 class Account:
@@ -118,7 +119,7 @@ class Accounts:
 class _Flow:
     """One tenant's queue in one band of one model."""
 
-    __slots__ = ("account", "heap", "item", "parked", "served_at", "size", "tenant")
+    __slots__ = ("account", "heap", "item", "parked", "serial", "served_at", "size", "tenant")
 
     def __init__(self, tenant: str, account: Account) -> None:
         self.tenant = tenant
@@ -126,6 +127,8 @@ class _Flow:
         self.heap: list[tuple[float, int, int, ScheduledRequest]] = []
         self.item: _Item | None = None
         """Its one live item in the band's heap; another one is stale."""
+        self.serial = -1
+        """Of the live item."""
         self.parked = False
         self.served_at = -math.inf
         self.size = 0
@@ -203,7 +206,7 @@ class BandQueue:
         while heap:
             item = heap[0]
             flow = self._flows.get(item[2])
-            if flow is None or flow.item is not item:
+            if flow is None or flow.item is None or flow.serial != item[3]:
                 heapq.heappop(heap)
                 continue
             if not flow.size:
@@ -269,6 +272,7 @@ class BandQueue:
             self._list(flow)
 
     def _list(self, flow: _Flow) -> None:
+        flow.serial = next(_PUSHES)
         flow.item = self._item(flow, self._first(flow))
         heapq.heappush(self._heap, flow.item)
         if len(self._heap) > 64 and len(self._heap) > 2 * len(self._flows):
@@ -286,8 +290,8 @@ class BandQueue:
 
     def _item(self, flow: _Flow, first: tuple[float, int, int, ScheduledRequest]) -> _Item:
         if self._fair:
-            return (flow.account.virtual, 0, flow.tenant)
-        return (first[0], first[1], flow.tenant)
+            return (flow.account.virtual, 0, flow.tenant, flow.serial)
+        return (first[0], first[1], flow.tenant, flow.serial)
 
 
 class ModelQueue:

@@ -18,6 +18,7 @@ from typing import Literal
 import psutil
 
 from sage_prefect.common import endpoints, paths
+from sage_prefect.common.compiled import compiled_state
 from sage_prefect.common.errors import SageError
 from sage_prefect.common.keys import key_file, read_master_key
 from sage_prefect.common.ports import SagePorts, is_free, is_wsl2
@@ -151,6 +152,17 @@ def check_toolchain() -> Iterator[Finding]:
         )
     else:
         yield Finding("native module", "OK", str(getattr(native, "__file__", native)))
+    control_plane = compiled_state("sage_prefect.control_plane")
+    if control_plane.active:
+        yield Finding("control plane", "OK", f"compiled: {control_plane.reason}")
+    else:
+        # Right all the same, and slower.
+        yield Finding(
+            "control plane",
+            "WARN",
+            f"interpreted, about a third as fast: {control_plane.reason}",
+            "Run: pip install -e . (or ./quickstart.sh --no-demo)",
+        )
 
 
 def check_packages() -> Iterator[Finding]:

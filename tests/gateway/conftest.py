@@ -19,6 +19,8 @@ from sage_gateway.config import GatewayConfig, HealthConfig
 from sage_gateway.engines import EngineConfig, ServedModel
 from sage_gateway.gateway import Gateway
 from sage_gateway.server import bind, make_server
+from sage_prefect.control_plane.events import Action, Event
+from sage_prefect.control_plane.manager import ControlPlaneManager
 
 # libuv's first loop opens a pipe for signals that stays open for the process's life: open it
 # before the leak check of the first test looks.
@@ -246,6 +248,21 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
     return {"uvloop": uvloop.new_event_loop}
 
 
+class OverheardManager:
+    """A control plane whose events a test hears first: compiled, its methods cannot be replaced."""
+
+    def __init__(self, manager: ControlPlaneManager, hear: Callable[[Event, float], None]) -> None:
+        self._manager = manager
+        self._hear = hear
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        self._hear(event, now)
+        return self._manager.handle(event, now)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._manager, name)
+
+
 class Lab:
     """Everything that a test starts; it ends with the test. Test modules cannot import each other
     (importlib mode), so the names that they need hang here."""
@@ -261,6 +278,15 @@ class Lab:
 
     def __init__(self) -> None:
         self._stack = contextlib.AsyncExitStack()
+
+    @staticmethod
+    def overhear(gateway: Running) -> list[Event]:
+        """A list that gets all events which the control plane hears from now on."""
+        heard: list[Event] = []
+        scheduler = gateway.gateway.scheduler
+        overheard = OverheardManager(scheduler.manager, lambda event, now: heard.append(event))
+        scheduler.manager = overheard  # type: ignore[assignment]
+        return heard
 
     async def peer(self, behaviour: Behaviour = chat) -> Peer:
         """Start an engine."""

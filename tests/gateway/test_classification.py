@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,20 +15,12 @@ LONG = "Answer from these documents only. " * 40
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``told(gateway)``: a list that every classified request will be in."""
+def told(lab: Any) -> Any:
+    """``told(gateway)``: a function that gives every request classified since then."""
 
-    def watch(gateway: Any) -> list[RequestInfo]:
-        manager, seen = gateway.gateway.manager, []
-        handle = manager.handle
-
-        def note(event: Any, now: float) -> Any:
-            if isinstance(event, Arrival):
-                seen.append(event.request)
-            return handle(event, now)
-
-        monkeypatch.setattr(manager, "handle", note)
-        return seen
+    def watch(gateway: Any) -> Callable[[], list[RequestInfo]]:
+        heard = lab.overhear(gateway)
+        return lambda: [event.request for event in heard if isinstance(event, Arrival)]
 
     return watch
 
@@ -41,7 +34,7 @@ async def test_headers_and_body_reach_the_control_plane(lab: Any, told: Any) -> 
         ask = {"role": "user", "content": question}
         answer = await gateway.chat(messages=[message, ask], max_tokens=9, headers=headers)
         assert answer.status_code == 200
-    first, second = seen
+    first, second = seen()
     assert (first.ttft_slo_s, first.tpot_slo_s, first.session) == (0.8, 0.05, "s")
     assert (first.max_tokens, first.output_estimate) == (9, 9)
     assert len(first.prefix) == len(LONG) // 256
@@ -65,7 +58,7 @@ async def test_bands(
     gateway = await lab.gateway(lab.engine(await lab.peer()))
     seen = told(gateway)
     assert (await gateway.chat(headers=headers, **fields)).status_code == 200
-    assert seen[0].band is band
+    assert seen()[0].band is band
 
 
 async def test_a_tenants_entitlement_is_the_end_of_all_wishes(lab: Any, told: Any) -> None:
@@ -80,7 +73,7 @@ async def test_a_tenants_entitlement_is_the_end_of_all_wishes(lab: Any, told: An
         ({}, {"service_tier": "priority"}),
     ):
         await gateway.chat(headers={**mine, **headers}, **fields)
-    assert [(info.tenant, info.band) for info in seen] == [("t", Band.STANDARD)] * 4
+    assert [(info.tenant, info.band) for info in seen()] == [("t", Band.STANDARD)] * 4
 
 
 async def test_answers_teach_lengths(lab: Any, told: Any) -> None:
@@ -88,6 +81,6 @@ async def test_answers_teach_lengths(lab: Any, told: Any) -> None:
     seen = told(gateway)
     for _ in range(2):
         assert (await gateway.chat(stream=True)).status_code == 200
-    before, after = seen
+    before, after = seen()
     assert before.output_estimate == 256
     assert after.output_estimate == 2  # as the peer's usage says

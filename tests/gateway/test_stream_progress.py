@@ -8,7 +8,7 @@ import pytest
 
 from sage_gateway import stream_progress
 from sage_gateway.stream_progress import StreamProgress
-from sage_prefect.control_plane.events import Done, Event, FirstToken, Progress
+from sage_prefect.control_plane.events import Done, FirstToken, Progress
 
 ONE = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
 
@@ -40,7 +40,6 @@ async def test_the_first_read_and_the_end_are_no_progress(
     lab: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream_progress, "PROGRESS_INTERVAL_S", 0.0)
-    heard: list[Event] = []
 
     async def words(request: Any) -> None:
         if request.method == "GET":
@@ -58,13 +57,7 @@ async def test_the_first_read_and_the_end_are_no_progress(
     sent: list[bytes] = []
     peer = await lab.peer(words)
     gateway = await lab.gateway(lab.engine(peer))
-    handle = gateway.gateway.manager.handle
-
-    def listen(event: Event, now: float) -> Any:
-        heard.append(event)
-        return handle(event, now)
-
-    monkeypatch.setattr(gateway.gateway.manager, "handle", listen)
+    heard = lab.overhear(gateway)
     body = {**lab.CHAT, "stream": True}
     async with gateway.client.stream("POST", "/v1/chat/completions", json=body) as answer:
         async for piece in answer.aiter_raw():

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+from sage_prefect.common.compiled import compiled_state
 from sage_prefect.control_plane.events import (
     Arrival,
     Band,
@@ -95,6 +96,8 @@ def table(
 
 
 if __name__ == "__main__":
+    state = compiled_state("sage_prefect.control_plane")
+    print(f"control plane: {'compiled' if state.active else f'interpreted ({state.reason})'}")
     print(f"{'policy':20}{'engines':>8}{'us/request':>12}{'range':>16}")
     for policy, engines, median, least, most in table():
         print(f"{policy:20}{engines:8d}{median:12.1f}{least:10.1f}-{most:.1f}")

@@ -17,7 +17,7 @@ from itertools import chain, count
 from typing import Any
 
 from sage_prefect.control_plane.accelerator_split import Speed
-from sage_prefect.control_plane.event_bounds import is_count
+from sage_prefect.control_plane.event_bounds import MAX_TOKENS
 from sage_prefect.control_plane.events import Band, BatchPart, EngineSpec, EngineState
 from sage_prefect.control_plane.executors.batch_draft import MAX_INPUTS, BatchDraft
 from sage_prefect.control_plane.executors.batch_filling import fill
@@ -272,7 +272,7 @@ class EmbeddingExecutor:
         if batch is None:
             return []
         ratio = self._scale
-        if prompt_tokens and is_count(prompt_tokens):
+        if prompt_tokens and 0 <= prompt_tokens <= MAX_TOKENS:
             seen = prompt_tokens / batch.draft.tokens
             ratio = min(_SCALE_CLAMP, max(1 / _SCALE_CLAMP, seen))
             self._scale += _SCALE_RATE * (ratio - self._scale)

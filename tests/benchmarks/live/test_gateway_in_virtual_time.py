@@ -35,8 +35,9 @@ from sage_gateway.config import GatewayConfig
 from sage_gateway.engines import EngineConfig, ServedModel
 from sage_gateway.gateway import Gateway
 from sage_gateway.server import make_server
-from sage_prefect.control_plane.events import Arrival, Done, Event, FirstToken, Progress
+from sage_prefect.control_plane.events import Action, Arrival, Done, Event, FirstToken, Progress
 from sage_prefect.control_plane.events import Limits as SchedulingLimits
+from sage_prefect.control_plane.manager import ControlPlaneManager
 
 Virtually = Callable[[Any], Any]
 GATEWAY_PORT = 40_000
@@ -108,7 +109,7 @@ async def observed(spec: ScenarioSpec, seed: int, heard: Heard | None = None) ->
         )
         gateway = Gateway(config, KeyRing(None, (), open_to_all=True))
         if heard is not None:
-            listen(gateway.manager, heard)
+            gateway.scheduler.manager = Overheard(gateway.manager, heard)  # type: ignore[assignment]
         server = make_server(GatewayApp(gateway, on_loopback=True), config)
         server.config.load()
         loop.factories[GATEWAY_PORT] = lambda: server.config.http_protocol_class(  # type: ignore[call-arg, operator]
@@ -127,14 +128,18 @@ async def observed(spec: ScenarioSpec, seed: int, heard: Heard | None = None) ->
     return of_records(run.records, [request.traffic.name for request in requests])
 
 
-def listen(manager: Any, heard: Heard) -> None:
-    handle = manager.handle
+class Overheard:
+    """A control plane whose events are written down first."""
 
-    def listening(event: Event, now: float) -> Any:
-        heard.append((event, now))
-        return handle(event, now)
+    def __init__(self, manager: ControlPlaneManager, heard: Heard) -> None:
+        self._manager, self._heard = manager, heard
 
-    manager.handle = listening
+    def handle(self, event: Event, now: float) -> list[Action]:
+        self._heard.append((event, now))
+        return self._manager.handle(event, now)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._manager, name)
 
 
 Story = list[tuple[type, float, int | None]]
