@@ -142,6 +142,11 @@ class KeyRing:
             raise HttpError(403, "Management needs the master key.", code="master_key_required")
         return caller
 
+    def usage(self) -> list[dict[str, object]]:
+        """For the management API: what is left of each limit."""
+        now = self._monotonic()
+        return [meter.public(now) for meter in limited(self._meters.values())]
+
     # -- inside ---------------------------------------------------------------------------
 
     def _rebuild(self) -> None:

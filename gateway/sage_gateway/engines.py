@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -25,6 +25,7 @@ __all__ = [
     "Mode",
     "ProviderTarget",
     "ServedModel",
+    "Via",
     "parse_base_url",
 ]
 
@@ -42,6 +43,14 @@ class ProviderTarget:
     provider: str
     settings: Mapping[str, Any] = field(repr=False)
     """``litellm_params`` without the gateway's own; holds keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class Via:
+    """Where an engine is reached that does not listen itself."""
+
+    base_url: str
+    api_key: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +186,17 @@ def parse_base_url(base_url: str, where: str) -> Address:
 
 
 class Engine:
-    """An engine that requests can be sent to."""
+    """An engine that requests can be sent to.
 
-    def __init__(self, config: EngineConfig, timeouts: Timeouts) -> None:
-        address = parse_base_url(config.base_url, f"base_url of engine {config.name!r}")
+    Args:
+        via: where it is reached instead of its ``base_url``.
+    """
+
+    def __init__(self, config: EngineConfig, timeouts: Timeouts, via: Via | None = None) -> None:
+        base_url, api_key = (
+            (config.base_url, config.api_key) if via is None else (via.base_url, via.api_key)
+        )
+        address = parse_base_url(base_url, f"base_url of engine {config.name!r}")
         if not _ENGINE_NAME.fullmatch(config.name):
             raise SettingsError(
                 f"engine name {config.name[:80]!r} is not usable.",
@@ -200,7 +216,7 @@ class Engine:
         tls = ssl.create_default_context() if address.secure else None
         self.pool = UpstreamPool(address.host, address.port, tls, timeouts)
         self._models = {(m.pool, m.mode == "embedding"): m for m in config.models}
-        authorization = f"authorization: Bearer {config.api_key}\r\n" if config.api_key else ""
+        authorization = f"authorization: Bearer {api_key}\r\n" if api_key else ""
         self._head_end = (
             f" HTTP/1.1\r\nhost: {address.authority}\r\n{authorization}"
             "content-type: application/json\r\naccept-encoding: identity\r\n"
@@ -233,11 +249,22 @@ class Engine:
         self.pool.close()
 
 
-class EngineRegistry:
-    """Engines by name, and which of them a model's name leads to."""
+def _by_itself(config: EngineConfig) -> Via | None:
+    return None
 
-    def __init__(self, timeouts: Timeouts) -> None:
+
+class EngineRegistry:
+    """Engines by name, and which of them a model's name leads to.
+
+    Args:
+        via: says of an engine where it is reached, if not at its ``base_url``.
+    """
+
+    def __init__(
+        self, timeouts: Timeouts, via: Callable[[EngineConfig], Via | None] = _by_itself
+    ) -> None:
         self._timeouts = timeouts
+        self._via = via
         self._engines: dict[str, Engine] = {}
         self._aliases: Mapping[str, Alias] = {}
         self.names = ModelNames((), {})
@@ -257,7 +284,7 @@ class EngineRegistry:
         Raises:
             SettingsError: the URL, the name or the key is not usable.
         """
-        return Engine(config, timeouts or self._timeouts)
+        return Engine(config, timeouts or self._timeouts, self._via(config))
 
     def add(self, config: EngineConfig) -> bool:
         """Add or replace; whether it is new.

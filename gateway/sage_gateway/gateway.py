@@ -8,14 +8,14 @@ import logging
 import os
 import time
 from collections.abc import Coroutine, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sage_gateway.auth import KeyRing
 from sage_gateway.batch_courier import BatchCourier
 from sage_gateway.config import GatewayConfig
 from sage_gateway.cooldown import CooldownCounter
 from sage_gateway.engine_states import EngineStates
-from sage_gateway.engines import Engine, EngineConfig, EngineRegistry
+from sage_gateway.engines import Engine, EngineConfig, EngineRegistry, Via
 from sage_gateway.fallbacks import Failure
 from sage_gateway.health import HealthMonitor
 from sage_gateway.inference import InferenceService
@@ -26,11 +26,15 @@ from sage_gateway.policy_warnings import unused_settings
 from sage_gateway.recording import Recorder
 from sage_gateway.reload import Changes, ConfigSource, apply
 from sage_gateway.scheduler import Scheduler, clock
+from sage_prefect import __version__
 from sage_prefect.common.errors import SageError, SettingsError
 from sage_prefect.common.paths import state_dir
 from sage_prefect.control_plane.events import BandSpec, EngineState
 from sage_prefect.control_plane.ledger import EngineEntry
 from sage_prefect.control_plane.manager import ControlPlaneManager
+
+if TYPE_CHECKING:
+    from sage_gateway.providers.bridge import ProviderBridge
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +74,8 @@ class Gateway:
             config.keys.refresh_s,
             self.configure_shares,
         )
-        self.engines = EngineRegistry(config.timeouts)
+        self.bridge: ProviderBridge | None = None
+        self.engines = EngineRegistry(config.timeouts, self._via)
         self.states = EngineStates(self.scheduler, loop)
         self.health = HealthMonitor(self.engines, self.states, config.health)
         self.cooldown = CooldownCounter(config.router.cooldown, self._is_alone)
@@ -89,6 +94,7 @@ class Gateway:
         self.engines.rename(config.router.aliases)
         for engine in config.engines:
             self.register(engine)
+        self.serve_providers()
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self.directory.start()
@@ -128,6 +134,26 @@ class Gateway:
         self.states.forget(name)
         self.scheduler.remove_engine(name)
         return True
+
+    def serve_providers(self) -> None:
+        """Have the litellm library serve the engines that need it."""
+        if self.bridge is not None:
+            self.bridge.serve(
+                {
+                    engine.name: engine.config.provider
+                    for engine in self.engines
+                    if engine.config.provider is not None
+                }
+            )
+
+    def _via(self, config: EngineConfig) -> Via | None:
+        if config.provider is None:
+            return None
+        if self.bridge is None:
+            from sage_gateway.providers.bridge import ProviderBridge
+
+            self.bridge = ProviderBridge(self.config.server.shutdown_s)
+        return self.bridge.via(config.name)
 
     def _put(self, engine: Engine) -> bool:
         is_new = self.engines.put(engine)
@@ -246,6 +272,29 @@ class Gateway:
             )
         return listed
 
+    def state(self) -> dict[str, object]:
+        """For the management API: what is going on."""
+        models: dict[str, list[str]] = {}
+        for engine in self.engines:
+            for name in dict.fromkeys(model.name for model in engine.config.models):
+                models.setdefault(name, []).append(engine.name)
+        return {
+            "version": __version__,
+            "started_at": self.started_at,
+            "config_file": None if self.source is None else str(self.source.file),
+            "config_loaded_at": self.loaded_at,
+            "warnings": list(self.config.warnings),
+            "policy": self.manager.policy.name,
+            "ready": self.ready,
+            "queued": self.manager.queued,
+            "queued_bytes": self.manager.queued_bytes,
+            "running": self.manager.running,
+            "engines": self.engine_states(),
+            "models": models,
+            "aliases": {name: alias.model for name, alias in self.config.router.aliases.items()},
+            "limits": self.keys.usage(),
+        }
+
     async def close(self) -> None:
         """Stop probes and timers; close idle connections, the event log and the store of keys."""
         for task in self._tasks:
@@ -257,6 +306,8 @@ class Gateway:
         await self.courier.close()
         await self.health.close()
         self.engines.close()
+        if self.bridge is not None:
+            await self.bridge.close()
         if self.recorder is not None:
             self.recorder.close()
 

@@ -164,7 +164,7 @@ _TABLE: dict[str, dict[str, str | None]] = {
         "set_verbose": "set the log level: --log-level",
         "cache": _CACHE,
         "cache_params": _CACHE,
-        "drop_params": _BODY,
+        "drop_params": "write it into litellm_params of what goes through the litellm library",
         "modify_params": _BODY,
         "add_function_to_prompt": _BODY,
         "force_ipv4": "it is the resolver's choice",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from sage_gateway.errors import HttpError
 from sage_gateway.reply import HeaderList
@@ -100,6 +100,16 @@ class Meter:
         if limit.tpm != self.limit.tpm:
             self.tokens = _resized(self.tokens, limit.tpm, now)
         self.limit = limit
+
+    def public(self, now: float) -> dict[str, object]:
+        """For the management API."""
+        return {
+            "who": self.who,
+            **asdict(self.limit),
+            "running": self.running,
+            "requests_left": None if self.requests is None else self.requests.level(now),
+            "tokens_left": None if self.tokens is None else self.tokens.level(now),
+        }
 
     def refusal(self, prompt_tokens: int, tokens: int, now: float) -> HttpError | None:
         """Why a request may not begin now; None: it may."""

@@ -107,6 +107,7 @@ def apply(gateway: Gateway, config: GatewayConfig) -> Changes:
     gateway.put_engines(made)
     for name in removed:
         gateway.remove(name)
+    gateway.serve_providers()
     gateway.engines.rename(config.router.aliases)
     gateway.inference.fallbacks = config.router.fallbacks
     gateway.inference.limits = config.server
