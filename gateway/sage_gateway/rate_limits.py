@@ -153,11 +153,12 @@ class Lease:
         self._is_open = True
 
     def used(self, tokens: int | None) -> None:
-        """What the engine has counted; None: it did not say, the reservation counts."""
-        self._used = self._reserved if tokens is None else tokens
+        """What the engine has counted; None: it did not say."""
+        self._used = tokens
 
     def close(self, now: float, *, answered: bool) -> None:
-        """The request has ended. One that got no answer has used no tokens; it stays a request.
+        """The request has ended. One that got no answer has used no tokens, one whose engine did
+        not count has used what was reserved; either stays a request.
 
         Args:
             answered: some of an answer has gone to the client.
