@@ -224,7 +224,26 @@ def variables_table() -> str:
     return "\n".join(lines + [f"| `{name}` | {VARIABLES[name]} |" for name in sorted(VARIABLES)])
 
 
-SECTIONS = {"settings": settings_table, "ports": ports_table, "variables": variables_table}
+def litellm_table() -> str:
+    """Keys of LiteLLM's configuration."""
+    from sage_gateway.litellm_keys import keys
+
+    lines = ["| key | | instead |", "| --- | --- | --- |"]
+    for key in keys():
+        honoured = key.advice is None
+        lines.append(
+            f"| `{key.name}` | {'honoured' if honoured else 'reported'} | "
+            f"{'' if honoured else _cell(key.advice or '')} |"
+        )
+    return "\n".join(lines)
+
+
+SECTIONS = {
+    "settings": settings_table,
+    "litellm": litellm_table,
+    "ports": ports_table,
+    "variables": variables_table,
+}
 
 
 def configuration_document() -> str:

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from sage_gateway.inference import InferenceCall
 
 
+# Its key, or its patience, is at an end; what a client sends has no part in it.
+_ENGINE_REFUSES = frozenset({401, 408})
+
+
 class AnswerRelay:
     """Passes one attempt's answer on.
 
@@ -196,5 +200,10 @@ class AnswerRelay:
             cause = FailureCause.OVERLOADED if says_overloaded(status) else FailureCause.STATUS
             raise UpstreamError(cause, f"answered with status {status}")
         self._call.done(self._ticket, NO_USAGE)
+        if status in _ENGINE_REFUSES:
+            self._service.cooldown(self._engine.name)
+        shown = HttpError(status, error.message, code=error.code, param=error.param)
+        if self._call.plan.may_follow_error(shown):
+            raise shown
         await self._reply.whole(status, error.body, headers=self._headers)
         return status

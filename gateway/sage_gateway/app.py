@@ -124,14 +124,14 @@ class GatewayApp:
         await reply.whole(200, text, content_type.encode("ascii"))
 
     async def _models(self, headers: dict[bytes, bytes], reply: Reply) -> None:
-        self.gateway.keys.caller(headers)
-        listed = [_model_entry(name) for name in sorted(self.gateway.engines.models())]
-        await reply.json(200, {"object": "list", "data": listed})
+        access = self.gateway.keys.caller(headers).access
+        names = [name for name in self.gateway.engines.names.listed() if access.allows(name)]
+        await reply.json(200, {"object": "list", "data": [_model_entry(name) for name in names]})
 
     async def _model(self, headers: dict[bytes, bytes], reply: Reply, name: str) -> None:
-        self.gateway.keys.caller(headers)
-        known = sorted(self.gateway.engines.models())
-        if name not in known:
+        access, names = self.gateway.keys.caller(headers).access, self.gateway.engines.names
+        if not names.is_known(name) or not access.allows(name):
+            known = [known for known in names.listed() if access.allows(known)]
             raise HttpError(
                 404,
                 f"The model {name[:100]!r} does not exist. Known models: "

@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from sage_gateway.config import TenantConfig
 from sage_gateway.errors import HttpError
+from sage_gateway.key_records import KeyRecord, digest_of
+from sage_gateway.model_access import ModelAccess
+from sage_gateway.rate_limits import Meter, RateLimit, limited
+from sage_gateway.tenants import TenantConfig
 from sage_prefect.common.errors import SettingsError
 from sage_prefect.control_plane.events import Band
 from sage_prefect.control_plane.request_classifier import Entitlement
 
 _BEARER = b"bearer "
 _CHALLENGE = ((b"www-authenticate", b'Bearer realm="sage"'),)
+_ALL_MODELS = ModelAccess()
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The owner of a key."""
+    """The owner of a key, and what it may."""
 
     entitlement: Entitlement
     may_manage: bool
+    access: ModelAccess = _ALL_MODELS
+    meters: tuple[Meter, ...] = ()
+    """What limits it: its own, its tenant's."""
+    expires_at: float | None = None
+    """Seconds since 1970."""
+
+
+_MASTER = Caller(Entitlement("default", Band.CRITICAL), True)
 
 
 class KeyRing:
-    """All keys of this gateway.
+    """All keys of this gateway, in memory: no request waits for a disk.
 
     Args:
         master_key: opens everything; None only together with ``open_to_all``.
-        tenants: their keys open the inference routes.
+        tenants: of the configuration; their keys open the inference routes.
         open_to_all: no key is asked for (loopback only; the caller has checked that).
+
+    Raises:
+        SettingsError: a tenant has the master key.
     """
 
     def __init__(
@@ -40,27 +55,58 @@ class KeyRing:
         tenants: Iterable[TenantConfig] = (),
         *,
         open_to_all: bool = False,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        self._callers: dict[bytes, Caller] = {}
-        for tenant in tenants:
-            entitlement = Entitlement(tenant.name, min(tenant.bands))
-            self._callers[_digest(tenant.key.encode())] = Caller(entitlement, False)
-        if master_key is not None:
-            digest = _digest(master_key.encode())
-            if digest in self._callers:
-                raise SettingsError(
-                    "a tenant's key is the master key.", hint="Give the tenant a key of its own."
-                )
-            self._callers[digest] = Caller(Entitlement("default", Band.CRITICAL), True)
+        self._anyone = _MASTER if open_to_all else None
+        self._monotonic = monotonic
+        self._wall = wall
+        self._meters: dict[tuple[str, str], Meter] = {}
         # Found by the hash's first bytes, decided by the whole hash.
-        self._by_prefix = {digest[:8]: (digest, who) for digest, who in self._callers.items()}
-        self._anyone = Caller(Entitlement("default", Band.CRITICAL), True) if open_to_all else None
+        self._by_prefix: dict[bytes, tuple[bytes, Caller]] = {}
+        self._master = None if master_key is None else digest_of(master_key.encode())
+        self._configured = tuple(tenants)
+        self._stored: tuple[TenantConfig, ...] = ()
+        self._records: tuple[KeyRecord, ...] = ()
+        self._rebuild()
+
+    @property
+    def tenants(self) -> tuple[TenantConfig, ...]:
+        """Of the configuration, then those made at run time."""
+        names = {tenant.name for tenant in self._configured}
+        return (*self._configured, *(t for t in self._stored if t.name not in names))
+
+    @property
+    def configured(self) -> frozenset[str]:
+        """Names of the configuration's tenants."""
+        return frozenset(tenant.name for tenant in self._configured)
+
+    def configure(self, tenants: Iterable[TenantConfig], master_key: str | None = None) -> None:
+        """Take the tenants of another configuration, and its master key if it has one.
+
+        Raises:
+            SettingsError: a tenant has the master key; nothing has changed.
+        """
+        before = self._master, self._configured
+        if master_key is not None and self._anyone is None:
+            self._master = digest_of(master_key.encode())
+        self._configured = tuple(tenants)
+        try:
+            self._rebuild()
+        except SettingsError:
+            self._master, self._configured = before
+            raise
+
+    def take(self, tenants: Iterable[TenantConfig], records: Iterable[KeyRecord]) -> None:
+        """Take the tenants and keys that were made at run time: from now on no others open."""
+        self._stored, self._records = tuple(tenants), tuple(records)
+        self._rebuild()
 
     def caller(self, headers: dict[bytes, bytes]) -> Caller:
         """Who sent these headers.
 
         Raises:
-            HttpError: 401, no key or a wrong one.
+            HttpError: 401, no key, a wrong one, or one that has expired.
         """
         if self._anyone is not None:
             return self._anyone
@@ -72,13 +118,18 @@ class KeyRing:
                 code="missing_api_key",
                 headers=_CHALLENGE,
             )
-        digest = _digest(value[7:].strip())
+        digest = digest_of(value[7:].strip())
         bucket = self._by_prefix.get(digest[:8])
-        if bucket is not None and hmac.compare_digest(bucket[0], digest):
-            return bucket[1]
-        raise HttpError(
-            401, "The API key is not valid.", code="invalid_api_key", headers=_CHALLENGE
-        )
+        if bucket is None or not hmac.compare_digest(bucket[0], digest):
+            raise HttpError(
+                401, "The API key is not valid.", code="invalid_api_key", headers=_CHALLENGE
+            )
+        caller = bucket[1]
+        if caller.expires_at is not None and caller.expires_at <= self._wall():
+            raise HttpError(
+                401, "The API key has expired.", code="expired_api_key", headers=_CHALLENGE
+            )
+        return caller
 
     def manager(self, headers: dict[bytes, bytes]) -> Caller:
         """Who sent these headers, if it may manage.
@@ -91,6 +142,68 @@ class KeyRing:
             raise HttpError(403, "Management needs the master key.", code="master_key_required")
         return caller
 
+    def usage(self) -> list[dict[str, object]]:
+        """For the management API: what is left of each limit."""
+        now = self._monotonic()
+        return [meter.public(now) for meter in limited(self._meters.values())]
 
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
+    # -- inside ---------------------------------------------------------------------------
+
+    def _rebuild(self) -> None:
+        """Make the table of keys anew; what has been used of limits stays used."""
+        meters: dict[tuple[str, str], Meter] = {}
+        callers: dict[bytes, Caller] = {}
+        tenants = {tenant.name: tenant for tenant in self.tenants}
+        for tenant in tenants.values():
+            self._meter(meters, "tenant", tenant.name, tenant.name, tenant.limit)
+            if tenant.key is not None:
+                digest = digest_of(tenant.key.encode())
+                callers[digest] = _caller_of(tenant, meters["tenant", tenant.name])
+        for record in self._records:
+            tenant_of_key = tenants.get(record.tenant)
+            if record.revoked_at is not None or tenant_of_key is None:
+                continue
+            self._meter(meters, "key", record.key_id, record.name, record.limit)
+            callers[record.digest] = _caller_of_key(
+                record,
+                tenant_of_key,
+                (meters["key", record.key_id], meters["tenant", tenant_of_key.name]),
+            )
+        if self._master is not None:
+            if self._master in callers:
+                raise SettingsError(
+                    "a tenant's key is the master key.", hint="Give the tenant a key of its own."
+                )
+            callers[self._master] = _MASTER
+        self._meters = meters
+        self._by_prefix = {digest[:8]: (digest, who) for digest, who in callers.items()}
+
+    def _meter(
+        self,
+        meters: dict[tuple[str, str], Meter],
+        kind: str,
+        name: str,
+        shown: str,
+        limit: RateLimit,
+    ) -> None:
+        now = self._monotonic()
+        known = self._meters.get((kind, name))
+        if known is None:
+            known = Meter(f"{kind} {shown!r}", limit, now)
+        else:
+            known.change(limit, now)
+        meters[kind, name] = known
+
+
+def _caller_of(tenant: TenantConfig, meter: Meter) -> Caller:
+    entitlement = Entitlement(tenant.name, min(tenant.bands))
+    return Caller(entitlement, False, ModelAccess(tenant.models), limited([meter]))
+
+
+def _caller_of_key(record: KeyRecord, tenant: TenantConfig, meters: tuple[Meter, ...]) -> Caller:
+    """A key may no more than its tenant."""
+    highest = max(min(tenant.bands), min(record.bands, default=Band.CRITICAL))
+    access = ModelAccess(record.models, within=ModelAccess(tenant.models))
+    return Caller(
+        Entitlement(tenant.name, highest), False, access, limited(meters), record.expires_at
+    )

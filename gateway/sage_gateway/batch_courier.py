@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from sage_gateway.cooldown import no_cooldown
 from sage_gateway.embedding_answer import BadAnswer, Vectors, read_vectors
 from sage_gateway.engines import Engine, EngineRegistry
 from sage_gateway.errors import HttpError
@@ -85,6 +86,8 @@ class BatchCourier:
         self._health = health
         self._metrics = metrics
         self._trips: dict[int, _Trip] = {}
+        self.cooldown: Callable[[str], None] = no_cooldown
+        """Hears of each engine that failed a call."""
 
     def carry(self, action: DispatchBatch, tickets: Mapping[str, Ticket]) -> None:
         """Begin; who has left meanwhile is left out."""
@@ -154,7 +157,9 @@ class BatchCourier:
                 raise RuntimeError("a batch holds a call that may not be merged. This is a bug.")
             inputs.append(call.inputs[part.index])
         served = engine.model(first.info.model, "embedding")
-        body = first.call.with_inputs(inputs, served.upstream if served is not None else None)
+        written: str = first.call.parsed["model"]
+        name = None if served is None else served.sent_as(first.call.target or written, written)
+        body = first.call.with_inputs(inputs, name)
         head = engine.post_head("/embeddings", len(body), b"x-request-id: %b\r\n" % _id(trip))
         exchange = await engine.pool.exchange([head, body], trip.bind, lambda: trip.wanted)
         self._health.succeeded(engine.name)
@@ -181,6 +186,8 @@ class BatchCourier:
         status, error = refused.status, refused.error
         bad_input = status in _BAD_INPUT
         self._metrics.attempt_failed(trip.engine, FailureCause.STATUS.value)
+        if not bad_input:
+            self.cooldown(trip.engine)
         _log_failure(trip, FailureCause.STATUS, f"answered with status {status}")
         named: HeaderList = [(b"x-sage-engine", trip.engine.encode("ascii"))]
         if refused.retry_after is not None:
@@ -211,6 +218,7 @@ class BatchCourier:
             _log_failure(trip, error.cause, error.message)
             self._metrics.attempt_failed(trip.engine, error.cause.value)
             self._health.failed(trip.engine, error.cause, error.message)
+            self.cooldown(trip.engine)
         for part in trip.parts:
             for ticket, _ in part.owners:
                 ticket.failure = None

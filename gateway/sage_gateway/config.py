@@ -15,36 +15,36 @@ from typing import Any
 
 import yaml
 
-from sage_gateway.config_models import engines_of
+from sage_gateway.config_models import DEFAULT_WINDOW, ModelList
+from sage_gateway.config_router import DEFAULT_POLICY, RouterConfig, RoutingSections
 from sage_gateway.config_section import Section
+from sage_gateway.config_tenants import KeyStoreConfig, key_store_of, tenants_of
 from sage_gateway.engines import EngineConfig
+from sage_gateway.litellm_keys import IgnoredKeys
 from sage_gateway.policy_warnings import unused_settings
 from sage_gateway.recording import RecordingConfig, recording_config
+from sage_gateway.tenants import TenantConfig
 from sage_gateway.upstream import Timeouts
 from sage_prefect.common.errors import SettingsError, near_name
 from sage_prefect.control_plane.events import Band, BandSpec, Limits
 from sage_prefect.control_plane.hybrid_parameters import DEFAULT_BANDS
-from sage_prefect.control_plane.routing_strategies import ROUTING_STRATEGIES, resolve
 from sage_prefect.control_plane.strategies import check_policy
 
-DEFAULT_POLICY = "hybrid"
+__all__ = [
+    "DEFAULT_POLICY",
+    "GatewayConfig",
+    "HealthConfig",
+    "ServerLimits",
+    "TenantConfig",
+    "load_config",
+    "parse_config",
+]
 
-_SECTIONS = ("model_list", "router_settings", "general_settings", "sage_settings")
-# Sections of LiteLLM that are no misspelling of one of these.
-_LITELLM_SECTIONS = frozenset({"litellm_settings", "environment_variables", "callback_settings"})
+_SECTIONS = (
+    *("model_list", "router_settings", "litellm_settings", "general_settings"),
+    *("environment_variables", "sage_settings"),
+)
 _REFERENCE = "os.environ/"
-
-
-@dataclass(frozen=True, slots=True)
-class TenantConfig:
-    """A tenant and its key."""
-
-    name: str
-    key: str
-    weight: float = 1.0
-    bands: tuple[Band, ...] = tuple(Band)
-    max_queued: int | None = None
-    max_running: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,10 @@ class GatewayConfig:
 
     engines: tuple[EngineConfig, ...] = ()
     policy: str = DEFAULT_POLICY
-    master_key: str | None = None
+    router: RouterConfig = field(default_factory=RouterConfig)
+    master_key: str | None = field(default=None, repr=False)
     tenants: tuple[TenantConfig, ...] = ()
+    keys: KeyStoreConfig = field(default_factory=KeyStoreConfig)
     bands: tuple[BandSpec, ...] = ()
     """Bands whose promises the configuration names."""
     scheduling: Limits = field(default_factory=Limits)
@@ -87,6 +89,8 @@ class GatewayConfig:
     server: ServerLimits = field(default_factory=ServerLimits)
     health: HealthConfig = field(default_factory=HealthConfig)
     recording: RecordingConfig = field(default_factory=RecordingConfig)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """``environment_variables``: for the process, once the configuration is in force."""
     warnings: tuple[str, ...] = ()
 
 
@@ -140,39 +144,66 @@ def parse_config(
         SettingsError: names the key, its value and what was expected.
         UnknownNameError: the routing strategy is not known.
     """
-    env = os.environ if environ is None else environ
+    env = dict(os.environ if environ is None else environ)
+    environment = _environment(Section(content, "").section("environment_variables"), env)
+    env |= environment
     root = Section(_resolve(content, env, ""), "")
+    root.any("environment_variables")
     warnings: list[str] = []
-    engines = engines_of(root, warnings)
-    router = root.section("router_settings")
-    chosen = _policy(router, [] if policy is not None else warnings)
-    retries = router.integer("num_retries", _LIMITS.max_retries, most=10)
-    first_byte_s = router.seconds("timeout", _TIMEOUTS.first_byte_s)
+    ignored = IgnoredKeys()
+    router, litellm = root.section("router_settings"), root.section("litellm_settings")
+    sections = RoutingSections(router, litellm, warnings)
+    window = router.integer("default_max_parallel_requests", DEFAULT_WINDOW, least=1, most=100_000)
+    engines = ModelList(window, warnings, ignored).read(root)
+    routing = sections.read(
+        (model for engine in engines for model in engine.models), policy_given=policy is not None
+    )
+    section, key = sections.of("num_retries")
+    retries = section.integer(key, _LIMITS.max_retries, most=10)
+    section, key = sections.of("timeout", "request_timeout")
+    first_byte_s = section.seconds(key, _TIMEOUTS.first_byte_s)
     general = root.section("general_settings")
     master_key = general.text("master_key")
+    body_mb = general.number("max_request_size_mb", 0.0, most=1 << 20)
     sage = root.section("sage_settings")
     for key in root.unread():
-        if key not in _LITELLM_SECTIONS and near_name(key, _SECTIONS):
+        ignored.add("", "", [key])
+        if ignored.is_unknown("", key) and near_name(key, _SECTIONS):
             raise SettingsError(
                 f"unknown section {key!r}.",
                 hint=f"{near_name(key, _SECTIONS)}Known: {', '.join(_SECTIONS)}.",
             )
-    for section in (router, general, root):
-        warnings += [f"{section.name(key)} is not honoured." for key in section.unread()]
+    for section in (router, litellm, general):
+        ignored.add(section.path, section.path, section.unread())
     config = GatewayConfig(
         engines=engines,
-        policy=check_policy(policy) if policy is not None else chosen,
+        policy=check_policy(policy) if policy is not None else routing.policy,
+        router=routing,
         master_key=master_key,
-        tenants=_tenants(sage, warnings),
+        tenants=tenants_of(sage),
+        keys=key_store_of(sage),
         bands=_bands(sage),
         scheduling=_scheduling(sage, retries),
         timeouts=_timeouts(sage, first_byte_s),
-        server=_server(sage),
+        server=_server(sage, round(body_mb * (1 << 20)) or _SERVER.max_body_bytes),
         health=_health(sage),
         recording=recording_config(sage),
+        environment=environment,
     )
     sage.refuse_unread()
-    return replace(config, warnings=(*warnings, *unused_settings(config, config.policy)))
+    said = (*warnings, *ignored.lines(), *unused_settings(config, config.policy))
+    return replace(config, warnings=said)
+
+
+def _environment(section: Section, env: Mapping[str, str]) -> dict[str, str]:
+    """``environment_variables``, each as text."""
+    variables: dict[str, str] = {}
+    for name in section.names():
+        value = _resolve(section.any(name), env, section.name(name))
+        if not isinstance(value, (str, int, float, bool)) or not name or "=" in name:
+            raise SettingsError(f"{section.name(name)} is no variable with a plain value.")
+        variables[name] = str(value)
+    return variables
 
 
 def _resolve(value: Any, env: Mapping[str, str], path: str) -> Any:
@@ -197,56 +228,6 @@ def _resolve(value: Any, env: Mapping[str, str], path: str) -> Any:
 
 
 # -- the sections -----------------------------------------------------------------------
-
-
-def _policy(router: Section, warnings: list[str]) -> str:
-    wanted = router.text("routing_strategy")
-    if wanted is None:
-        return DEFAULT_POLICY
-    theirs = ROUTING_STRATEGIES.get(wanted)
-    if theirs is not None and wanted != "least-busy":
-        warnings.append(
-            f"router_settings.routing_strategy {wanted!r} is served by {theirs.policy!r}: "
-            f"{theirs.reason}."
-        )
-    return resolve(wanted)
-
-
-def _tenants(sage: Section, warnings: list[str]) -> tuple[TenantConfig, ...]:
-    tenants: list[TenantConfig] = []
-    labels = [band.label for band in Band]
-    for i, item in enumerate(sage.items("tenants")):
-        entry = Section(item, f"sage_settings.tenants[{i}]")
-        bands: list[Band] = []
-        for label in entry.items("bands"):
-            if label not in labels:
-                raise SettingsError(
-                    f"{entry.name('bands')} holds {label!r}.",
-                    hint=f"{near_name(str(label), labels)}Known: {', '.join(labels)}.",
-                )
-            bands.append(Band[label.upper()])
-        tenant = TenantConfig(
-            entry.required_text("name"),
-            entry.required_text("key"),
-            entry.number("weight", 1.0, least=0.001),
-            tuple(bands) or tuple(Band),
-            _cap(entry, "max_queued"),
-            _cap(entry, "max_running"),
-        )
-        for limit in ("rpm", "tpm"):
-            if entry.integer(limit, 0):
-                warnings.append(f"{entry.name(limit)} is not enforced by this version.")
-        entry.refuse_unread()
-        if any(tenant.name == other.name for other in tenants):
-            raise SettingsError(f"{entry.name('name')}={tenant.name!r} is there twice.")
-        if any(tenant.key == other.key for other in tenants):
-            raise SettingsError(f"{entry.name('key')} is another tenant's key, too.")
-        tenants.append(tenant)
-    return tuple(tenants)
-
-
-def _cap(entry: Section, key: str) -> int | None:
-    return entry.integer(key, 0) if entry.has(key) else None
 
 
 def _bands(sage: Section) -> tuple[BandSpec, ...]:
@@ -293,10 +274,10 @@ def _timeouts(sage: Section, first_byte_s: float) -> Timeouts:
     return timeouts
 
 
-def _server(sage: Section) -> ServerLimits:
+def _server(sage: Section, max_body_bytes: int) -> ServerLimits:
     section = sage.section("server")
     limits = ServerLimits(
-        section.integer("max_body_bytes", _SERVER.max_body_bytes, least=1024),
+        section.integer("max_body_bytes", max_body_bytes, least=1024),
         section.integer("max_header_bytes", _SERVER.max_header_bytes, least=1024),
         section.seconds("read_timeout_s", _SERVER.read_timeout_s),
         section.seconds("client_stall_s", _SERVER.client_stall_s),

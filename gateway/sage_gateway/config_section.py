@@ -109,7 +109,8 @@ class Section:
     def section(self, key: str) -> Section:
         return Section(self.any(key), self.name(key))
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
+        """The keys that are there."""
         return list(self._values)
 
     def unread(self) -> list[str]:

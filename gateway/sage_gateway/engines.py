@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from sage_gateway.model_names import Alias, ModelNames, Target
+from sage_gateway.served_model import MODES, Mode, ServedModel
 from sage_gateway.upstream import Timeouts
 from sage_gateway.upstream_pool import UpstreamPool
 from sage_prefect.common.errors import SettingsError
 from sage_prefect.control_plane.events import EngineProfile, EngineSpec, Kind
 
-Mode = Literal["chat", "completion", "embedding"]
-MODES: tuple[Mode, ...] = ("chat", "completion", "embedding")
+__all__ = [
+    "MODES",
+    "Address",
+    "Engine",
+    "EngineConfig",
+    "EngineRegistry",
+    "Mode",
+    "ProviderTarget",
+    "ServedModel",
+    "Via",
+    "parse_base_url",
+]
 
 OPENAI_INPUTS, CAREFUL_INPUTS = 2048, 32
 _TAKES_MANY = frozenset({"sentence-transformers", "vllm"})
@@ -25,16 +37,20 @@ _HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A model as clients name it, and as the engine names it."""
+class ProviderTarget:
+    """What the litellm library is told of a deployment that does not speak OpenAI's protocol."""
 
-    name: str
-    mode: Mode = "chat"
-    upstream: str | None = None
+    provider: str
+    settings: Mapping[str, Any] = field(repr=False)
+    """``litellm_params`` without the gateway's own; holds keys."""
 
-    def serves(self, kind: Kind) -> bool:
-        """Whether a request of this kind fits the model (chat models complete text too)."""
-        return (self.mode == "embedding") == (kind == "embedding")
+
+@dataclass(frozen=True, slots=True)
+class Via:
+    """Where an engine is reached that does not listen itself."""
+
+    base_url: str
+    api_key: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +63,7 @@ class EngineConfig:
     driver: str = "openai"
     device: str = "cpu"
     max_concurrency: int = 8
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     first_byte_s: float | None = None
     takes_priority: bool = False
     """It schedules by the body's ``priority`` (vLLM's ``--scheduling-policy priority``)."""
@@ -59,6 +75,10 @@ class EngineConfig:
     padded: bool = False
     accelerator: str | None = None
     origin: Literal["config", "management"] = "config"
+    weight: float = 1.0
+    """LiteLLM's: policy ``random`` draws it so often, beside others."""
+    provider: ProviderTarget | None = None
+    """Reached through the litellm library; ``base_url`` is then for people."""
 
     @property
     def aborts_only_streams(self) -> bool:
@@ -67,7 +87,7 @@ class EngineConfig:
 
     def spec(self) -> EngineSpec:
         """What the control plane is told."""
-        names = tuple(dict.fromkeys(model.name for model in self.models))
+        names = tuple(dict.fromkeys(model.pool for model in self.models))
         return EngineSpec(
             self.name,
             names,
@@ -81,6 +101,7 @@ class EngineConfig:
             max_batch_inputs=self.most_inputs,
             padded=self.padded,
             accelerator=self.accelerator,
+            weight=self.weight,
         )
 
     @property
@@ -97,7 +118,12 @@ class EngineConfig:
             "name": self.name,
             "base_url": self.base_url,
             "models": [
-                {"name": m.name, "mode": m.mode, "upstream_model": m.upstream or m.name}
+                {
+                    "name": m.name,
+                    "mode": m.mode,
+                    "upstream_model": m.upstream or m.name,
+                    "order": m.order,
+                }
                 for m in self.models
             ],
             "driver": self.driver,
@@ -109,6 +135,9 @@ class EngineConfig:
             "max_batch_tokens": self.max_batch_tokens,
             "max_batch_inputs": self.most_inputs,
             "accelerator": self.accelerator,
+            "padded": self.padded,
+            "profile": asdict(self.profile) if self.profile is not None else None,
+            "weight": self.weight,
             "has_api_key": self.api_key is not None,
             "origin": self.origin,
         }
@@ -157,10 +186,17 @@ def parse_base_url(base_url: str, where: str) -> Address:
 
 
 class Engine:
-    """An engine that requests can be sent to."""
+    """An engine that requests can be sent to.
 
-    def __init__(self, config: EngineConfig, timeouts: Timeouts) -> None:
-        address = parse_base_url(config.base_url, f"base_url of engine {config.name!r}")
+    Args:
+        via: where it is reached instead of its ``base_url``.
+    """
+
+    def __init__(self, config: EngineConfig, timeouts: Timeouts, via: Via | None = None) -> None:
+        base_url, api_key = (
+            (config.base_url, config.api_key) if via is None else (via.base_url, via.api_key)
+        )
+        address = parse_base_url(base_url, f"base_url of engine {config.name!r}")
         if not _ENGINE_NAME.fullmatch(config.name):
             raise SettingsError(
                 f"engine name {config.name[:80]!r} is not usable.",
@@ -179,17 +215,17 @@ class Engine:
         self.address = address
         tls = ssl.create_default_context() if address.secure else None
         self.pool = UpstreamPool(address.host, address.port, tls, timeouts)
-        self._models = {(m.name, m.mode == "embedding"): m for m in config.models}
-        authorization = f"authorization: Bearer {config.api_key}\r\n" if config.api_key else ""
+        self._models = {(m.pool, m.mode == "embedding"): m for m in config.models}
+        authorization = f"authorization: Bearer {api_key}\r\n" if api_key else ""
         self._head_end = (
             f" HTTP/1.1\r\nhost: {address.authority}\r\n{authorization}"
             "content-type: application/json\r\naccept-encoding: identity\r\n"
         ).encode("latin-1")
         self._heads: dict[str, bytes] = {}
 
-    def model(self, name: str, kind: Kind) -> ServedModel | None:
-        """The model that serves requests of this kind under ``name``."""
-        return self._models.get((name, kind == "embedding"))
+    def model(self, pool: str, kind: Kind) -> ServedModel | None:
+        """The model that serves requests of this kind in the control plane's ``pool``."""
+        return self._models.get((pool, kind == "embedding"))
 
     def post_head(self, path: str, length: int, extra: bytes) -> bytes:
         """Request line and headers of a POST.
@@ -213,13 +249,25 @@ class Engine:
         self.pool.close()
 
 
-class EngineRegistry:
-    """Engines by name."""
+def _by_itself(config: EngineConfig) -> Via | None:
+    return None
 
-    def __init__(self, timeouts: Timeouts) -> None:
+
+class EngineRegistry:
+    """Engines by name, and which of them a model's name leads to.
+
+    Args:
+        via: says of an engine where it is reached, if not at its ``base_url``.
+    """
+
+    def __init__(
+        self, timeouts: Timeouts, via: Callable[[EngineConfig], Via | None] = _by_itself
+    ) -> None:
         self._timeouts = timeouts
+        self._via = via
         self._engines: dict[str, Engine] = {}
-        self._served: frozenset[tuple[str, bool]] = frozenset()
+        self._aliases: Mapping[str, Alias] = {}
+        self.names = ModelNames((), {})
 
     def __iter__(self) -> Iterator[Engine]:
         return iter(self._engines.values())
@@ -230,15 +278,26 @@ class EngineRegistry:
     def get(self, name: str) -> Engine | None:
         return self._engines.get(name)
 
+    def make(self, config: EngineConfig, timeouts: Timeouts | None = None) -> Engine:
+        """An engine that is not in the registry yet.
+
+        Raises:
+            SettingsError: the URL, the name or the key is not usable.
+        """
+        return Engine(config, timeouts or self._timeouts, self._via(config))
+
     def add(self, config: EngineConfig) -> bool:
         """Add or replace; whether it is new.
 
         Raises:
-            SettingsError: the URL is wrong; nothing has changed.
+            SettingsError: the URL, the name or the key is not usable; nothing has changed.
         """
-        engine = Engine(config, self._timeouts)
-        before = self._engines.get(config.name)
-        self._engines[config.name] = engine
+        return self.put(self.make(config))
+
+    def put(self, engine: Engine) -> bool:
+        """Add or replace; whether it is new."""
+        before = self._engines.get(engine.name)
+        self._engines[engine.name] = engine
         self._index()
         if before is not None:
             before.close()
@@ -253,34 +312,23 @@ class EngineRegistry:
         engine.close()
         return True
 
-    def models(self) -> dict[str, list[str]]:
-        """Model name -> names of the engines that serve it."""
-        served: dict[str, list[str]] = {}
-        for engine in self._engines.values():
-            for name in dict.fromkeys(model.name for model in engine.config.models):
-                served.setdefault(name, []).append(engine.name)
-        return served
+    def rename(self, aliases: Mapping[str, Alias]) -> None:
+        """Take these aliases instead of the ones before."""
+        self._aliases = aliases
+        self._index()
 
-    def serves(self, model: str, kind: Kind) -> bool:
-        """Whether some engine serves ``model`` for requests of this kind."""
-        return (model, kind == "embedding") in self._served
+    def set_timeouts(self, timeouts: Timeouts) -> None:
+        """For the engines that come from now on."""
+        self._timeouts = timeouts
 
-    def modes(self, model: str) -> set[Mode]:
-        """The modes in which some engine serves ``model``."""
-        return {
-            served.mode
-            for engine in self._engines.values()
-            for served in engine.config.models
-            if served.name == model
-        }
+    def target(self, model: str, kind: Kind) -> Target | None:
+        """Who serves ``model`` for requests of this kind; None: nobody."""
+        return self.names.target(model, kind)
 
     def close(self) -> None:
         for engine in self._engines.values():
             engine.close()
 
     def _index(self) -> None:
-        self._served = frozenset(
-            (model.name, model.mode == "embedding")
-            for engine in self._engines.values()
-            for model in engine.config.models
-        )
+        served = (model for engine in self._engines.values() for model in engine.config.models)
+        self.names = ModelNames(served, self._aliases)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Protocol
 
 from sage_gateway.config import HealthConfig
 from sage_gateway.engines import Engine, EngineRegistry
-from sage_gateway.scheduler import Scheduler
 from sage_gateway.upstream import Timeouts, UpstreamError
 from sage_prefect.control_plane.events import EngineState, FailureCause
 
@@ -24,15 +24,26 @@ _MAX_PROBE_BYTES = 1 << 20
 _COUNTED = (FailureCause.RESET, FailureCause.TIMEOUT, FailureCause.PROTOCOL)
 
 
+class Reports(Protocol):
+    """Who hears of engines' states."""
+
+    def report(self, engine: str, state: EngineState, detail: str = "") -> None:
+        """What a probe, or the lack of an answer, says of an engine."""
+
+
 class HealthMonitor:
     """Counts failures by engine and probes the suspects."""
 
-    def __init__(self, engines: EngineRegistry, scheduler: Scheduler, config: HealthConfig) -> None:
+    def __init__(self, engines: EngineRegistry, scheduler: Reports, config: HealthConfig) -> None:
         self._engines = engines
         self._scheduler = scheduler
         self._config = config
         self._failures: dict[str, int] = {}
         self._probes: dict[str, asyncio.Task[None]] = {}
+
+    def configure(self, config: HealthConfig) -> None:
+        """Other limits, for what fails and is probed from now on."""
+        self._config = config
 
     def is_suspect(self, name: str) -> bool:
         return name in self._probes

@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 
 from sage_gateway.answer_relay import AnswerRelay
 from sage_gateway.auth import Caller
 from sage_gateway.config import ServerLimits
+from sage_gateway.cooldown import no_cooldown
 from sage_gateway.embedding_call import EmbeddingCall
 from sage_gateway.engines import Engine, EngineRegistry
 from sage_gateway.errors import ClientGone, HttpError, error_event
+from sage_gateway.fallbacks import Failure, FallbackRules
 from sage_gateway.health import HealthMonitor
 from sage_gateway.http_protocol import ABORT
 from sage_gateway.json_splice import splice
 from sage_gateway.metrics import GatewayMetrics
+from sage_gateway.model_plan import ModelPlan
+from sage_gateway.rate_limits import Lease, rate_headers, reserve
 from sage_gateway.reply import HeaderList, Reply
 from sage_gateway.request_body import Receive, parse_body, read_body
 from sage_gateway.routes import InferenceRoute
@@ -31,7 +38,7 @@ from sage_gateway.sse_relay import SseRelay
 from sage_gateway.upstream import Exchange, UpstreamError
 from sage_gateway.usage import NO_USAGE, Usage
 from sage_prefect.common.errors import RequestRejected
-from sage_prefect.control_plane.events import Band, FailureCause
+from sage_prefect.control_plane.events import Band, FailureCause, RequestInfo
 from sage_prefect.control_plane.request_classifier import RequestClassifier
 
 log = logging.getLogger(__name__)
@@ -50,12 +57,16 @@ class InferenceService:
         health: HealthMonitor,
         metrics: GatewayMetrics,
         limits: ServerLimits,
+        fallbacks: FallbackRules,
     ) -> None:
         self.engines = engines
         self.scheduler = scheduler
         self.health = health
         self.metrics = metrics
         self.limits = limits
+        self.fallbacks = fallbacks
+        self.cooldown: Callable[[str], None] = no_cooldown
+        """Hears of each engine that failed an attempt."""
         self.classifier = RequestClassifier()
 
     async def serve(
@@ -119,24 +130,66 @@ class InferenceCall:
         self.body: dict[str, Any] = {}
         self.streams = False
         self.last_failure: HttpError | None = None
+        self.plan: ModelPlan
+        self.lease: Lease | None = None
+        self.tried: set[str] = set()
         self.relay: SseRelay | None = None
         self.cut = scope.get("extensions", {}).get(ABORT)
 
     async def run(self, caller: Caller, receive: Receive) -> None:
-        service, headers, limits = self.service, self.headers, self.service.limits
-        _check_content_type(headers)
+        limits = self.service.limits
+        _check_content_type(self.headers)
         self.raw = await read_body(
-            receive, headers, max_bytes=limits.max_body_bytes, timeout_s=limits.read_timeout_s
+            receive, self.headers, max_bytes=limits.max_body_bytes, timeout_s=limits.read_timeout_s
         )
         self.read_at = clock()
         self.body = parse_body(self.raw, self.route.required)
         self.streams = self.route.may_stream and self.body.get("stream") is True
-        self._check_model()
+        self.plan = self._planned(caller)
+        try:
+            while True:
+                try:
+                    await self._serve(caller, receive)
+                    return
+                except HttpError as error:
+                    before = self.plan.pool
+                    if self.reply.status or not self.plan.advance(error):
+                        raise
+                    self._note_fallback(before, error)
+        finally:
+            if self.lease is not None:
+                self.lease.close(clock(), answered=0 < self.reply.status < 400)
+
+    async def _serve(self, caller: Caller, receive: Receive) -> None:
+        """Let the engines of the plan's present pool answer."""
+        service, plan = self.service, self.plan
+        if plan.may_follow(Failure.GENERAL) and not service.scheduler.may_serve(plan.pool):
+            raise HttpError(
+                503,
+                f"No engine for model {plan.name!r} is available.",
+                code="no_engine_available",
+                headers=_SOON,
+            )
+        info = self._classified(caller)
+        if caller.meters and self.lease is None:
+            self._reserve(caller, info)
+        call = None if info.merge_key is None else EmbeddingCall(self.raw, self.body, plan.name)
+        ticket = service.scheduler.submit(info, call)
+        ticket.may_leave = plan.may_follow(Failure.GENERAL)
+        watcher = self.loop.create_task(_watch_client(receive, service.scheduler, ticket))
+        try:
+            await self._until_answered(ticket)
+        finally:
+            watcher.cancel()
+            service.scheduler.release(ticket)
+
+    def _classified(self, caller: Caller) -> RequestInfo:
+        service, headers, pool = self.service, self.headers, self.plan.pool
         try:
             info = service.classifier.classify(
                 request_id=self._unique_id(),
                 kind=self.route.kind,
-                body=self.body,
+                body=self.body if self.body["model"] == pool else {**self.body, "model": pool},
                 body_bytes=len(self.raw),
                 now=self.read_at,
                 entitlement=caller.entitlement,
@@ -149,14 +202,34 @@ class InferenceCall:
             )
         except RequestRejected as rejected:
             raise HttpError.of(rejected) from None
-        call = None if info.merge_key is None else EmbeddingCall(self.raw, self.body)
-        ticket = service.scheduler.submit(info, call)
-        watcher = self.loop.create_task(_watch_client(receive, service.scheduler, ticket))
+        if self.plan.target is not None and self.plan.target.is_pattern:
+            # Calls of one pattern may ask for unlike models: each travels alone.
+            return replace(info, merge_key=None)
+        return info
+
+    def _reserve(self, caller: Caller, info: RequestInfo) -> None:
+        now = clock()
+        tokens = info.prompt_tokens + (info.output_estimate or 0)
         try:
-            await self._until_answered(ticket)
+            self.lease = reserve(caller.meters, info.prompt_tokens, tokens, now)
         finally:
-            watcher.cancel()
-            service.scheduler.release(ticket)
+            self.reply.extra = rate_headers(caller.meters, now)
+
+    def _note_fallback(self, before: str, error: HttpError) -> None:
+        self.last_failure = None
+        self.tried.clear()
+        log.warning(
+            "falls back",
+            extra={
+                "fields": {
+                    "request_id": self.reply.request_id.decode("ascii"),
+                    "model": before,
+                    "to": self.plan.pool,
+                    "status": error.status,
+                    "why": error.message,
+                }
+            },
+        )
 
     def observe(self, status: int) -> None:
         """Count the request under its outcome."""
@@ -170,6 +243,7 @@ class InferenceCall:
             try:
                 name = await ticket.placed()
             except Refused as refused:
+                self.queue_s += clock() - waiting_since
                 self.last_failure = ticket.failure or self.last_failure
                 raise self._refusal(refused) from None
             if name is None:
@@ -186,6 +260,9 @@ class InferenceCall:
             attempt_since = clock()
             try:
                 status = await self._attempt(ticket, engine)
+            except HttpError:
+                self.failed_s += clock() - attempt_since
+                raise
             except UpstreamError as error:
                 if ticket.gone:
                     raise ClientGone from None
@@ -265,7 +342,13 @@ class InferenceCall:
             ticket.exchange.abort(error.cause, error.message)
         service.metrics.attempt_failed(name, error.cause.value)
         service.health.failed(name, error.cause, error.message)
-        service.scheduler.failed(ticket, error.cause, message, retryable=not self.reply.status)
+        service.cooldown(name)
+        self.tried.add(name)
+        retryable = not self.reply.status and (
+            service.scheduler.may_serve(self.plan.pool, self.tried)
+            or not self.plan.may_follow(Failure.GENERAL)
+        )
+        service.scheduler.failed(ticket, error.cause, message, retryable=retryable)
 
     async def break_off(self, status: int, message: str) -> None:
         """The answer ends after its first byte and before its end: it must not look finished."""
@@ -282,6 +365,8 @@ class InferenceCall:
 
     def _learn(self, ticket: Ticket, usage: Usage) -> None:
         service = self.service
+        if self.lease is not None:
+            self.lease.used(usage.total)
         if usage is not NO_USAGE:
             service.metrics.used(self.model, usage)
             service.classifier.learn(ticket.info, usage.prompt_tokens, usage.output_tokens)
@@ -296,9 +381,9 @@ class InferenceCall:
         drop = None if engine.config.takes_priority else "priority"
         if engine.config.takes_priority:
             changes["priority"] = int(band)
-        served = engine.model(self.body["model"], self.route.kind)
-        if served is not None and served.upstream is not None:
-            changes["model"] = served.upstream
+        name = self._sent_name(engine)
+        if name is not None:
+            changes["model"] = name
         withhold = False
         if not self.streams and engine.config.aborts_only_streams and self.route.may_stream:
             changes["stream"] = True
@@ -314,9 +399,12 @@ class InferenceCall:
 
     def alias_of(self, engine: Engine) -> bytes | None:
         """The client's name of the model as JSON, where the engine has another one."""
-        served = engine.model(self.body["model"], self.route.kind)
-        known = served is None or served.upstream is None
-        return None if known else orjson.dumps(self.body["model"])
+        return None if self._sent_name(engine) is None else orjson.dumps(self.body["model"])
+
+    def _sent_name(self, engine: Engine) -> str | None:
+        """The model's name at the engine, where the body has another one."""
+        served = engine.model(self.plan.pool, self.route.kind)
+        return None if served is None else served.sent_as(self.plan.name, self.body["model"])
 
     def _upstream_headers(self) -> bytes:
         lines = b"x-request-id: %b\r\n" % self.reply.request_id
@@ -327,21 +415,44 @@ class InferenceCall:
         return lines
 
     def _answer_headers(self, engine: bytes, overhead_s: float) -> HeaderList:
-        return [
+        headers: HeaderList = [
             (b"x-sage-engine", engine),
             (b"x-sage-queue-ms", b"%.3f" % (self.queue_s * 1e3)),
             (b"x-sage-overhead-ms", b"%.3f" % (overhead_s * 1e3)),
         ]
+        if self.plan.fell_back:
+            # Names of models are the operator's own words; a header has ASCII only.
+            headers.append((b"x-sage-model", quote(self.plan.name, safe="/:@*+").encode()))
+        return headers
 
     # -- checks ---------------------------------------------------------------------------
 
-    def _check_model(self) -> None:
-        """Note the model for the metrics; refuse a known model of another mode."""
-        model = self.body["model"]
-        if self.service.engines.serves(model, self.route.kind):
-            self.model = model
-            return
-        modes = self.service.engines.modes(model)
+    def _planned(self, caller: Caller) -> ModelPlan:
+        """Where this request may go; notes the model for the metrics.
+
+        Raises:
+            HttpError: 403, the key may not use the model; 400, it is of another mode.
+        """
+        model, service = self.body["model"], self.service
+        names = service.engines.names
+        access = caller.access
+        plan = ModelPlan(names, service.fallbacks, self.route.kind, model, allows=access.allows)
+        target = plan.target
+        if access.is_limited and not (
+            access.allows(model)
+            or (target is not None and (access.allows(target.name) or access.allows(target.group)))
+        ):
+            raise HttpError(
+                403,
+                f"This key may not use the model {model[:100]!r}. It may use: "
+                f"{', '.join(access.listed())}.",
+                code="model_not_allowed",
+                param="model",
+            )
+        if target is not None:
+            self.model = target.group
+            return plan
+        modes = names.modes(model)
         if modes:
             fitting = "/v1/embeddings" if "embedding" in modes else "/v1/chat/completions"
             raise HttpError(
@@ -350,6 +461,7 @@ class InferenceCall:
                 code="model_mode_mismatch",
                 param="model",
             )
+        return plan
 
     def _unique_id(self) -> str:
         """The request's id for the control plane; a client may send one id twice."""

@@ -1,83 +1,24 @@
-"""``/v1/management``: engines and policy at run time. The app has checked the master key."""
+"""``/v1/management``: what can be seen and changed at run time. Only the master key gets here."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
-from sage_gateway.engines import EngineConfig, ServedModel
 from sage_gateway.errors import error_body
 from sage_gateway.gateway import Gateway
-from sage_prefect.common.errors import SageError, SettingsError, UnknownNameError
+from sage_gateway.key_store import StoreUnavailable
+from sage_gateway.management_engines import engine_routes
+from sage_gateway.management_keys import key_routes
+from sage_prefect.common.errors import SageError, UnknownNameError
 from sage_prefect.control_plane.strategies import POLICIES
 
-
-class ModelIn(BaseModel):
-    """A model that an engine serves."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(min_length=1, max_length=256, description="Name that clients use.")
-    mode: Literal["chat", "completion", "embedding"] = "chat"
-
-
-class EngineIn(BaseModel):
-    """An engine to register. Registering a known name again replaces it."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(min_length=1, max_length=128)
-    base_url: str = Field(description="Such as http://127.0.0.1:8001/v1.")
-    models: list[ModelIn] = Field(min_length=1, max_length=10_000)
-    driver: str = Field("openai", max_length=64)
-    device: str = Field("cpu", max_length=64)
-    max_concurrency: int = Field(8, ge=1, le=100_000, description="The engine's window.")
-    takes_priority: bool = Field(
-        False, description="It schedules by the body's `priority`; others never get one."
-    )
-    price: float = Field(
-        1.0, ge=0, le=1e9, allow_inf_nan=False, description="Of its time; policy `cost` uses it."
-    )
-    kv_tokens: int | None = Field(
-        None, ge=1, le=1 << 32, description="Tokens that its KV cache holds."
-    )
-    max_batch_tokens: int | None = Field(
-        None, ge=1, le=1 << 32, description="Tokens of one iteration or embedding call."
-    )
-    max_batch_inputs: int | None = Field(
-        None, ge=1, le=2048, description="Inputs of one embedding call; default by driver."
-    )
-    accelerator: str | None = Field(
-        None, max_length=128, description="The physical device; engines that name one share it."
-    )
-    api_key: str | None = Field(None, description="Key of the engine; never shown again.")
-    upstream_model: str | None = Field(
-        None, max_length=256, description="The model's name at the engine, where it differs."
-    )
-
-    def config(self) -> EngineConfig:
-        """What the gateway keeps."""
-        return EngineConfig(
-            name=self.name,
-            base_url=self.base_url,
-            models=tuple(ServedModel(m.name, m.mode, self.upstream_model) for m in self.models),
-            driver=self.driver,
-            device=self.device,
-            max_concurrency=self.max_concurrency,
-            api_key=self.api_key,
-            takes_priority=self.takes_priority,
-            price=self.price,
-            kv_tokens=self.kv_tokens,
-            max_batch_tokens=self.max_batch_tokens,
-            max_batch_inputs=self.max_batch_inputs,
-            accelerator=self.accelerator,
-            origin="management",
-        )
+_STORE_RETRY_S = 5
 
 
 class PolicyIn(BaseModel):
@@ -91,31 +32,18 @@ class PolicyIn(BaseModel):
 def management_app(gateway: Gateway) -> FastAPI:
     """The FastAPI application of the management routes and their documentation pages."""
     app = FastAPI(title="SAGE gateway", description="Management API.", redoc_url=None)
+    app.include_router(engine_routes(gateway))
+    app.include_router(key_routes(gateway))
 
-    @app.get("/v1/management/engines")
-    async def list_engines() -> dict[str, Any]:
-        """All engines with their live state."""
-        return {"engines": gateway.engine_states()}
+    @app.get("/v1/management/state")
+    async def get_state() -> dict[str, Any]:
+        """What is going on: queue, engines, models, tenants' limits, configuration."""
+        return gateway.state()
 
-    @app.post("/v1/management/engines", status_code=201)
-    async def register_engine(engine: EngineIn, response: Response) -> dict[str, Any]:
-        """Register an engine (201), or replace the one of that name (200)."""
-        if engine.upstream_model is not None and len(engine.models) > 1:
-            raise SettingsError(
-                "upstream_model names one model, but the engine serves several.",
-                hint="Register the engine once per model, under different names.",
-            )
-        config = engine.config()
-        response.status_code = 201 if gateway.register(config) else 200
-        return config.public()
-
-    @app.delete("/v1/management/engines/{name:path}")
-    async def remove_engine(name: str) -> dict[str, Any]:
-        """Take an engine away; requests inside it finish."""
-        if not gateway.remove(name):
-            known = ", ".join(engine.name for engine in gateway.engines) or "none"
-            raise HTTPException(404, f"There is no engine {name!r}. Known engines: {known}.")
-        return {"removed": name}
+    @app.post("/v1/management/reload")
+    async def reload() -> dict[str, Any]:
+        """Read the configuration file again: all of it takes effect, or nothing (400)."""
+        return (await gateway.reload()).public()
 
     @app.get("/v1/management/policy")
     async def get_policy() -> dict[str, Any]:
@@ -147,6 +75,10 @@ def management_app(gateway: Gateway) -> FastAPI:
 
     @app.exception_handler(SageError)
     async def on_refused(request: Request, error: SageError) -> Response:
+        if isinstance(error, StoreUnavailable):
+            answer = _error(503, str(error), "store_unavailable")
+            answer.headers["retry-after"] = str(_STORE_RETRY_S)
+            return answer
         code = "unknown_name" if isinstance(error, UnknownNameError) else "invalid_request"
         return _error(400, str(error), code)
 

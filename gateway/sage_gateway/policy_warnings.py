@@ -14,20 +14,21 @@ if TYPE_CHECKING:
     from sage_gateway.config import GatewayConfig
 
 Use = Callable[[HybridParameters], bool]
+_WEIGHS = "random"
 
 
 def unused_settings(config: GatewayConfig, policy: str) -> list[str]:
     """One sentence for each setting that makes no difference under ``policy``."""
     said = []
     for name, use in _settings(config):
-        users = [known for known in POLICIES if _uses(known, use)]
+        users = [known for known in POLICIES if _uses(known, use)] if use else [_WEIGHS]
         if policy not in users:
             said.append(f"{name} is not used by policy {policy!r}; {_listed(users)}.")
     return said
 
 
-def _settings(config: GatewayConfig) -> Iterator[tuple[str, Use]]:
-    """What the configuration sets, by name, and when it counts."""
+def _settings(config: GatewayConfig) -> Iterator[tuple[str, Use | None]]:
+    """What the configuration sets, by name, and when it counts (None: when engines are drawn)."""
     for spec in config.bands:
         where = f"sage_settings.bands.{spec.band.label}"
         if spec.ttft_slo_s is not None:
@@ -40,6 +41,8 @@ def _settings(config: GatewayConfig) -> Iterator[tuple[str, Use]]:
     for engine in config.engines:
         if engine.price != 1.0:
             yield f"model_info.price of engine {engine.name!r}", lambda parts: parts.price
+    if len({engine.weight for engine in config.engines}) > 1:
+        yield "litellm_params.weight (or rpm, tpm)", None
 
 
 def _ttft_of(band: Band) -> Use:

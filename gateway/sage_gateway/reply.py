@@ -36,12 +36,14 @@ class Reply:
     ``status`` is 0 until something has been sent: as long as it is, another engine may try.
     """
 
-    __slots__ = ("_send", "request_id", "status")
+    __slots__ = ("_send", "extra", "request_id", "status")
 
     def __init__(self, send: Send, request_id: bytes) -> None:
         self._send = send
         self.request_id = request_id
         self.status = 0
+        self.extra: HeaderList | None = None
+        """Headers of every answer to this request, errors too."""
 
     async def whole(
         self,
@@ -58,6 +60,8 @@ class Reply:
         ]
         if headers:
             all_headers += headers
+        if self.extra:
+            all_headers += self.extra
         self.status = status
         await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
         await self._send({"type": "http.response.body", "body": body})
@@ -73,6 +77,8 @@ class Reply:
         all_headers = [(b"content-type", content_type), (b"x-request-id", self.request_id)]
         if content_length is not None:
             all_headers.append((b"content-length", b"%d" % content_length))
+        if self.extra:
+            all_headers += self.extra
         self.status = status
         await self._send(
             {"type": "http.response.start", "status": status, "headers": all_headers + headers}

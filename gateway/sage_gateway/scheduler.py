@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,6 +40,8 @@ from sage_prefect.control_plane.events import (
     Failed,
     FailureCause,
     FirstToken,
+    Limits,
+    LimitsChanged,
     PolicyChanged,
     Progress,
     Reject,
@@ -50,6 +52,7 @@ from sage_prefect.control_plane.events import (
     Timer,
 )
 from sage_prefect.control_plane.manager import ControlPlaneManager
+from sage_prefect.control_plane.outages import MAY_SERVE
 from sage_prefect.control_plane.strategies import check_policy
 
 log = logging.getLogger(__name__)
@@ -93,7 +96,7 @@ class Ticket:
 
     __slots__ = (
         "_waiter", "answered_at", "attempt", "batch", "batched_at", "batched_by", "call", "engine",
-        "exchange", "failure", "gone", "info", "open", "rejection", "vectors",
+        "exchange", "failure", "gone", "info", "may_leave", "open", "rejection", "vectors",
     )  # fmt: skip
 
     def __init__(self, info: RequestInfo) -> None:
@@ -118,6 +121,8 @@ class Ticket:
         """When the first of them went out and the last came back."""
         self.failure: HttpError | None = None
         """What an engine said of its input."""
+        self.may_leave = False
+        """Another model may answer: it need not wait for engines to come back."""
         self._waiter: asyncio.Future[None] | None = None
 
     async def placed(self) -> str | None:
@@ -250,7 +255,8 @@ class Scheduler:
                 continue
             info = ticket.info
             if ticket.vectors is None:
-                ticket.vectors = VectorCollection(info.model, len(info.inputs))
+                named = info.model if ticket.call is None else ticket.call.parsed["model"]
+                ticket.vectors = VectorCollection(named, len(info.inputs))
             for index, vector in share.vectors:
                 ticket.vectors.put(index, vector)
             ticket.vectors.used(share.prompt_tokens, share.total_tokens)
@@ -285,6 +291,35 @@ class Scheduler:
 
     def report(self, engine: str, state: EngineState, detail: str = "") -> None:
         self._feed(EngineReport(engine, state, detail))
+
+    def may_serve(self, model: str, without: Set[str] = frozenset()) -> bool:
+        """Whether some engine of ``model`` takes requests, or soon will; those in ``without``
+        do not count."""
+        return any(
+            entry.state in MAY_SERVE and name not in without
+            for name, entry in self.manager.ledger.pool(model).items()
+        )
+
+    def send_elsewhere(self, engine: str) -> None:
+        """An engine is away: requests that wait for its models alone, and that another model may
+        answer, wait no longer."""
+        entry = self.manager.ledger.get(engine)
+        if entry is None:
+            return
+        away = {model for model in entry.spec.models if not self.may_serve(model)}
+        for ticket in [t for t in self._tickets.values() if t.may_leave and t.engine is None]:
+            if ticket.info.model in away:
+                message = f"No engine for model {ticket.info.model!r} is available."
+                ticket.rejection = Reject(
+                    ticket.info.request_id, 503, "no_engine_available", message
+                )
+                self._feed(Cancel(ticket.info.request_id))
+                self._close(ticket)
+                ticket.wake()
+
+    def set_limits(self, limits: Limits) -> None:
+        """Caps of queue and retries."""
+        self._feed(LimitsChanged(limits))
 
     def configure(self, bands: tuple[BandSpec, ...], tenants: tuple[TenantSpec, ...]) -> None:
         """Promises of the bands and shares of the tenants."""

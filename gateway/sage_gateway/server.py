@@ -20,9 +20,10 @@ import uvloop
 
 from sage_gateway.app import GatewayApp
 from sage_gateway.auth import KeyRing
-from sage_gateway.config import GatewayConfig, load_config, parse_config
+from sage_gateway.config import GatewayConfig, parse_config
 from sage_gateway.gateway import Gateway
 from sage_gateway.http_protocol import limited_protocol
+from sage_gateway.reload import ConfigSource
 from sage_prefect.common.compiled import compiled_state
 from sage_prefect.common.errors import PortInUseError, ServiceError, SettingsError
 from sage_prefect.common.keys import read_master_key
@@ -58,11 +59,11 @@ def serve(
         ServiceError: the address cannot be bound.
         UnknownNameError: the policy is not known.
     """
-    if config_file is not None:
-        config = load_config(config_file, policy=policy)
+    source = None if config_file is None else ConfigSource(config_file, policy, record)
+    if source is not None:
+        config = source.load()
     else:
         config = parse_config(None, policy=policy)
-    if record is not None:
         config = dataclasses.replace(
             config, recording=dataclasses.replace(config.recording, file=record)
         )
@@ -75,7 +76,7 @@ def serve(
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     try:
-        uvloop.run(_serve(config, keys, listener, host, announce))
+        uvloop.run(_serve(config, keys, listener, host, announce, source))
     finally:
         listener.close()
 
@@ -146,20 +147,24 @@ async def _serve(
     listener: socket.socket,
     host: str,
     announce: Callable[[str], None],
+    source: ConfigSource | None,
 ) -> None:
     compiled = compiled_state("sage_prefect.control_plane")
     if not compiled.active:
         log.warning("the control plane is interpreted, about a third as fast: %s", compiled.reason)
-    gateway = Gateway(config, keys)
+    gateway = Gateway(config, keys, source)
     app = GatewayApp(gateway, on_loopback=is_loopback(host))
     server = make_server(app, config)
     port = listener.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     server.on_ready = lambda: announce(f"sage gateway listening on http://{shown}:{port}")
     check = asyncio.create_task(gateway.check_engines())
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, gateway.reload_soon)
     try:
         await server.serve(sockets=[listener])
     finally:
+        loop.remove_signal_handler(signal.SIGHUP)
         check.cancel()
         await asyncio.gather(check, return_exceptions=True)
         await gateway.close()

@@ -21,6 +21,13 @@ class Usage:
     output_tokens: int | None = None
     cached_tokens: int | None = None
 
+    @property
+    def total(self) -> int | None:
+        """Prompt and answer; None: neither was said."""
+        if self.prompt_tokens is None and self.output_tokens is None:
+            return None
+        return (self.prompt_tokens or 0) + (self.output_tokens or 0)
+
 
 NO_USAGE = Usage()
 

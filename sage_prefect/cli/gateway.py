@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sage_prefect import __version__
+from sage_prefect.cli.management.client import AsJson, ManagementClient, Url, print_json
 
 app = typer.Typer(help="The OpenAI-compatible gateway.", no_args_is_help=True)
 
@@ -62,6 +63,56 @@ def start(
         record=record,
         announce=functools.partial(print, flush=True),
     )
+
+
+@app.command("reload")
+def reload(url: Url = None, as_json: AsJson = False) -> None:
+    """Have a running gateway read its configuration file again: all of it, or nothing."""
+    said = ManagementClient(url).post("reload")
+    if as_json:
+        print_json(said)
+        return
+    engines = said["engines"]
+    for what in ("added", "changed", "removed"):
+        if engines[what]:
+            typer.echo(f"engines {what}: {', '.join(engines[what])}")
+    if said["policy"]:
+        typer.echo(f"policy: {said['policy']}")
+    for warning in said["warnings"]:
+        typer.echo(f"warning: {warning}")
+    typer.echo("reloaded")
+
+
+@app.command("state")
+def state(url: Url = None, as_json: AsJson = False) -> None:
+    """Show what a running gateway is doing."""
+    said = ManagementClient(url).get("state")
+    if as_json:
+        print_json(said)
+        return
+    typer.echo(f"version {said['version']}, policy {said['policy']}")
+    typer.echo(f"configuration: {said['config_file'] or 'none'}")
+    typer.echo(f"requests: {said['queued']} wait ({said['queued_bytes']} bytes), ", nl=False)
+    typer.echo(f"{said['running']} run")
+    for engine in said["engines"]:
+        window = f"{engine['in_flight']}/{engine['max_concurrency']}"
+        typer.echo(f"engine {engine['name']}: {engine['state']}, {window}")
+    for limit in said["limits"]:
+        left = ", ".join(
+            f"{limit[key]:.0f} {unit} left"
+            for key, unit in (("requests_left", "requests"), ("tokens_left", "tokens"))
+            if limit[key] is not None
+        )
+        typer.echo(f"{limit['who']}: {limit['running']} run{', ' if left else ''}{left}")
+
+
+@app.command("explain")
+def explain(
+    request_id: Annotated[str, typer.Argument(help="The answer's x-request-id.")],
+    url: Url = None,
+) -> None:
+    """Show what was decided about a request, and why."""
+    print_json(ManagementClient(url).get("explain", request_id))
 
 
 @app.command("replay")

@@ -16,6 +16,7 @@ from sage_prefect.cli import chat, config, doctor, embedding, gateway, llm, mode
 from sage_prefect.cli.console import print_error
 from sage_prefect.cli.demo import demo
 from sage_prefect.cli.lifecycle import down, env, logs, status, up
+from sage_prefect.cli.management import engines, keys, policy, tenants
 from sage_prefect.common.errors import SageError
 
 app = typer.Typer(
@@ -38,6 +39,10 @@ app.add_typer(gateway.app, name="gateway")
 app.add_typer(llm.app, name="llm")
 app.add_typer(embedding.app, name="embedding")
 app.add_typer(models.app, name="models")
+app.add_typer(engines.app, name="engines")
+app.add_typer(policy.app, name="policy")
+app.add_typer(tenants.app, name="tenants")
+app.add_typer(keys.app, name="keys")
 app.add_typer(config.app, name="config")
 
 

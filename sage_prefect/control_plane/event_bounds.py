@@ -112,6 +112,7 @@ def is_measurable(spec: EngineSpec) -> bool:
     return (
         1 <= spec.max_concurrency <= MAX_CONCURRENCY
         and all(0 <= number <= MAX_NUMBER for number in numbers)
+        and 0 < spec.weight <= MAX_NUMBER
         and is_count(spec.kv_tokens)
         and is_count(spec.max_batch_tokens)
     )

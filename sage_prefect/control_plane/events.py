@@ -144,6 +144,8 @@ class EngineSpec:
     """Inputs that an embedding engine takes in one call; None: OpenAI's 2,048."""
     accelerator: str | None = None
     """The physical device that it runs on: engines that name the same one share it."""
+    weight: float = 1.0
+    """How often policy ``random`` draws it, beside the others."""
 
 
 @record(slots=True)

@@ -25,12 +25,15 @@ class RoutingStrategy:
 
 _BY_USAGE = (
     "spreads tokens, not requests: it sends where the first token is predicted soonest, from the "
-    "tokens inside each engine now instead of those of the minute; tpm and rpm are not read"
+    "tokens inside each engine now instead of those of the minute; an engine's tpm and rpm are no "
+    "limits"
 )
 
 ROUTING_STRATEGIES: Mapping[str, RoutingStrategy] = {
     "simple-shuffle": RoutingStrategy(
-        "random", "picks by chance among engines with room; weights, rpm and tpm are not read"
+        "random",
+        "picks by chance among engines with room, by their weights (rpm or tpm where no weight is "
+        "given)",
     ),
     "least-busy": RoutingStrategy(
         "least_outstanding", "the same rule: the engine with the fewest requests inside"

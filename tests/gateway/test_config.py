@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from sage_gateway.config import load_config, parse_config
+from sage_gateway.rate_limits import RateLimit
 from sage_prefect.common.errors import SettingsError, UnknownNameError
 from sage_prefect.control_plane.event_bounds import is_measurable
 from sage_prefect.control_plane.events import Band, EngineProfile, EngineSpec
@@ -57,8 +58,11 @@ def test_the_design_page_s_example() -> None:
     (tenant,) = read.tenants
     assert tenant.bands == (Band.INTERACTIVE, Band.BATCH)
     said = "\n".join(read.warnings)
-    for key in ("router_settings.fallbacks", "tenants[0].rpm", "tenants[0].tpm", "bands.inter"):
-        assert key in said
+    assert "'small', which no entry of model_list has" in said
+    assert "bands.inter" in said
+    assert "rpm" not in said
+    assert tenant.limit == RateLimit(600, 200_000)
+    assert read.router.fallbacks.general == {"big": ("small",)}
 
 
 def test_promises_and_weights_reach_the_control_plane_under_hybrid() -> None:
@@ -110,7 +114,10 @@ def test_a_missing_variable_is_named() -> None:
         ({"health": {"failures": 0}}, ["failures"]),
         ({"bands": {"urgent": {}}}, ["bands.urgent", "interactive"]),
         ({"bands": {"batch": {"ttft_slo": 1}}}, ["ttft_slo", "'ttft_slo_ms'"]),
-        ({"tenants": [{"name": "a"}]}, ["tenants[0].key", "missing"]),
+        ({"tenants": [{"key": "k"}]}, ["tenants[0].name", "missing"]),
+        ({"tenants": [{"name": "a", "key": "k", "rpm": 0}]}, ["tenants[0].rpm", "from 1"]),
+        ({"tenants": [{"name": "a", "key": "k", "models": [1]}]}, ["tenants[0].models"]),
+        ({"keys": {"fiel": "x"}}, ["sage_settings.keys.fiel", "'file'"]),
         ({"tenants": [{"name": "a", "key": "k", "bands": ["batsch"]}]}, ["batsch", "'batch'"]),
         ({"tenants": [{"name": "a", "key": "k", "wieght": 1}]}, ["wieght", "'weight'"]),
         ({"tenants": [{"name": "a", "key": "k", "weight": 0}]}, ["weight"]),
@@ -131,7 +138,10 @@ def test_mistakes_in_our_section(sage: Any, parts: list[str]) -> None:
     [
         ({"litellm_params": {}}, ["model_list[0].model_name", "missing"]),
         ({"model_name": "m"}, ["litellm_params.model", "missing"]),
-        (model(model="anthropic/claude"), ["'anthropic'", "'providers'", "openai/anthropic"]),
+        (model(model="opnai/m"), ["'opnai'", "Did you mean 'openai'"]),
+        (model(model="openai/"), ["no provider or no model"]),
+        (model(order=-1), ["litellm_params.order"]),
+        (model(weight="much"), ["litellm_params.weight"]),
         (model(model="hosted_vllm/x", api_base=None), ["api_base", "missing"]),
         (model(api_base="h:1/v1"), ["api_base", "http"]),
         (model(api_base="http://h:99999/v1"), ["api_base"]),
@@ -168,8 +178,24 @@ def test_two_models_of_one_server_share_its_window() -> None:
     assert [(m.name, m.upstream) for m in first.models] == [("a", "m"), ("b", "real")]
     assert first.max_concurrency == 4
     assert second.first_byte_s == 5.0
+    same = {"id": "e"}
     with pytest.raises(SettingsError, match=r"model_list\[1\].*another api_key"):
-        parse_config({"model_list": [model(api_key="x"), model(api_key="y")]}, {})
+        parse_config(
+            {"model_list": [model(api_key="x", info=same), model(api_key="y", info=same)]}, {}
+        )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"api_key": "other"}, {"model": "openai/other"}, {"weight": 2}, {"timeout": 5}],
+)
+def test_deployments_of_one_server_that_differ_are_engines_of_their_own(change: Any) -> None:
+    read = parse_config({"model_list": [model(weight=1.5, timeout=7), model(**change)]}, {})
+    if set(change) <= {"api_key", "model"}:
+        assert [engine.name for engine in read.engines] == ["h:1", "h:1@2"]
+        assert [engine.models[0].name for engine in read.engines] == ["m", "m"]
+        return
+    assert [engine.name for engine in read.engines] == ["h:1", "h:1@2"]
 
 
 def test_keys_of_litellm_that_we_do_not_honour_are_reported() -> None:
@@ -177,7 +203,7 @@ def test_keys_of_litellm_that_we_do_not_honour_are_reported() -> None:
         {
             "model_list": [model(rpm=5, info={"base_model": "x"})],
             "litellm_settings": {"drop_params": True},
-            "router_settings": {"routing_strategy": "simple-shuffle", "allowed_fails": 3},
+            "router_settings": {"routing_strategy": "simple-shuffle", "retry_after": 3},
             "general_settings": {"database_url": "x"},
         },
         {},
@@ -186,8 +212,8 @@ def test_keys_of_litellm_that_we_do_not_honour_are_reported() -> None:
     for key in (
         "model_list[0].litellm_params.rpm",
         "model_list[0].model_info.base_model",
-        "litellm_settings",
-        "router_settings.allowed_fails",
+        "litellm_settings.drop_params",
+        "router_settings.retry_after",
         "general_settings.database_url",
         "'simple-shuffle' is served by 'random'",
     ):

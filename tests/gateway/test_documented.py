@@ -69,6 +69,7 @@ def test_error_codes() -> None:
         ("server", "config"),
         ("health", "config"),
         ("recording", "recording"),
+        ("keys", "config_tenants"),
     ],
 )
 def test_settings(section: str, file: str) -> None:

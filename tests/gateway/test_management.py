@@ -9,6 +9,7 @@ import pytest
 
 from sage_gateway.auth import KeyRing
 from sage_gateway.config import TenantConfig
+from sage_prefect.control_plane.events import EngineProfile
 from sage_prefect.control_plane.strategies import POLICIES
 
 ENGINES = "/v1/management/engines"
@@ -42,7 +43,13 @@ async def test_register_replace_list_remove(lab: Any) -> None:
     assert listed[0]["has_api_key"] is True
     assert "api_key" not in listed[0]
     assert (listed[0]["max_batch_inputs"], listed[0]["accelerator"]) == (32, None)
-    fields = {"max_batch_inputs": 9, "max_batch_tokens": 99, "accelerator": "h/gpu1"}
+    fields = {
+        "max_batch_inputs": 9,
+        "max_batch_tokens": 99,
+        "accelerator": "h/gpu1",
+        "padded": True,
+        "weight": 2.5,
+    }
     again = await gateway.client.post(ENGINES, json=entry(other, models=[{"name": "m2"}], **fields))
     replaced = gateway.gateway.manager.ledger.get("llm").spec
     assert {name: getattr(replaced, name) for name in fields} == fields
@@ -83,6 +90,69 @@ async def test_wrong_registrations_change_nothing(
     assert refused.status_code == 400
     assert part in refused.json()["error"]["message"]
     assert (await gateway.chat()).status_code == 200
+
+
+async def test_an_embedding_engine_s_profile(lab: Any) -> None:
+    peer = await lab.peer()
+    gateway = await lab.gateway()
+    said = {"s0": 0.002, "alpha": 3e-6}
+    wish = entry(peer, models=[{"name": "e", "mode": "embedding"}], profile=said, padded=True)
+    added = await gateway.client.post(ENGINES, json=wish)
+    assert added.status_code == 201
+    spec = gateway.gateway.manager.ledger.get("llm").spec
+    assert spec.profile == EngineProfile(s0=0.002, alpha=3e-6, source="management API")
+    assert spec.padded
+    listed = (await gateway.client.get(ENGINES)).json()["engines"][0]
+    assert listed["padded"] is True
+    assert (listed["profile"]["s0"], listed["profile"]["alpha"]) == (0.002, 3e-6)
+    for wrong in ({"s1": 1}, {"s0": -1}, {"alpha": "slow"}):
+        refused = await gateway.client.post(ENGINES, json=entry(peer, profile=wrong))
+        assert refused.status_code == 400
+        assert f"profile.{next(iter(wrong))}" in refused.json()["error"]["message"]
+
+
+async def test_drain_and_undrain(lab: Any) -> None:
+    gate = asyncio.Event()
+
+    async def held(request: Any) -> None:
+        await gate.wait()
+        await lab.chat(request)
+
+    busy, other = await lab.peer(held), await lab.peer()
+    gateway = await lab.gateway(lab.engine(busy, "a/busy"))
+    running = asyncio.ensure_future(gateway.chat())
+    await lab.until(lambda: busy.posts)
+    await gateway.client.post(ENGINES, json=entry(other, name="other"))
+    drained = (await gateway.client.post(f"{ENGINES}/a/busy/drain")).json()
+    assert (drained["state"], drained["drained"], drained["in_flight"]) == ("draining", True, 1)
+    for _ in range(3):
+        assert (await gateway.chat()).headers["x-sage-engine"] == "other"
+    gate.set()
+    assert (await running).headers["x-sage-engine"] == "a/busy"
+    back = (await gateway.client.post(f"{ENGINES}/a/busy/undrain")).json()
+    assert (back["state"], back["drained"], back["in_flight"]) == ("ready", False, 0)
+    await gateway.client.post(f"{ENGINES}/other/drain")
+    assert (await gateway.chat()).headers["x-sage-engine"] == "a/busy"
+    # Registering it again says that it is to be used.
+    again = await gateway.client.post(ENGINES, json=entry(other, name="other"))
+    assert again.status_code == 200
+    assert gateway.gateway.engine_states()[1]["state"] == "ready"
+    for verb in ("drain", "undrain"):
+        missing = await gateway.client.post(f"{ENGINES}/none/{verb}")
+        assert missing.status_code == 404
+        assert "a/busy" in missing.json()["error"]["message"]
+
+
+async def test_state(lab: Any) -> None:
+    peer = await lab.peer()
+    gateway = await lab.gateway(lab.engine(peer))
+    state = (await gateway.client.get("/v1/management/state")).json()
+    assert state["models"] == {"m": ["e1"]}
+    assert (state["queued"], state["running"], state["ready"]) == (0, 0, True)
+    assert state["policy"] == "hybrid"
+    assert state["engines"][0]["name"] == "e1"
+    assert state["config_file"] is None
+    assert lab.KEY not in str(state)
 
 
 async def test_only_the_master_key_manages(lab: Any) -> None:
@@ -162,6 +232,14 @@ async def test_description_covers_all_routes(lab: Any) -> None:
     assert set(described) == {
         "/v1/management/engines",
         "/v1/management/engines/{name}",
+        "/v1/management/engines/{name}/drain",
+        "/v1/management/engines/{name}/undrain",
+        "/v1/management/keys",
+        "/v1/management/keys/{key_id}",
+        "/v1/management/tenants",
+        "/v1/management/tenants/{name}",
+        "/v1/management/reload",
+        "/v1/management/state",
         "/v1/management/policy",
         "/v1/management/explain/{request_id}",
     }
