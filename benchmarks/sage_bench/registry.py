@@ -13,6 +13,7 @@ EXPERIMENTS = {
     "imports": ("sage_bench.experiments.imports", "Imports"),
     "ingest": ("sage_bench.experiments.ingest", "Ingest"),
     "orchestration": ("sage_bench.experiments.orchestration", "Orchestration"),
+    "overhead": ("sage_bench.experiments.overhead", "Overhead"),
     "quickstart": ("sage_bench.experiments.quickstart", "Quickstart"),
     "vectors": ("sage_bench.experiments.vectors", "VectorSearch"),
 }

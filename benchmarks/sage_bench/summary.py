@@ -119,10 +119,18 @@ def summarise(
         _table(case, metric, [m for m in kept if m.case == case], seed)
         for case in dict.fromkeys(m.case for m in kept)
         for metric in metrics
+        if _reports(metric, [m for m in kept if m.case == case])
     ]
     outcomes = [_outcome(claim, tables) for claim in claims]
     failures = sum(m.error is not None for m in kept)
     return Summary(uid, experiment, title, tuple(tables), tuple(outcomes), failures)
+
+
+def _reports(metric: Metric, measurements: Sequence[Measurement]) -> bool:
+    """Whether a case reports the metric: another case of the experiment may have other ones. Where
+    every measurement failed nobody knows, and the table shows it."""
+    counted = [m for m in measurements if m.counted]
+    return not counted or any(metric.name in m.values for m in counted)
 
 
 def _table(case: str, metric: Metric, measurements: Sequence[Measurement], seed: int) -> Table:

@@ -1,0 +1,1 @@
+"""What a gateway costs: a mock engine and a load client in C++, and the gateways compared."""
