@@ -242,7 +242,8 @@ class EngineLoad:
         old = math.exp((self._shared_at - now) / SHARED_TAU_S)
         self._shared_at = now
         self._shared = old * self._shared + (1.0 - old) * busy
-        self.stretch = 1.0 + self._shared * (1.0 / (1.0 - SHARE) - 1.0)
+        # Of the time, not of the tokens, it was busy: fewer tokens are made while it is.
+        self.stretch = 1.0 / (1.0 - SHARE * self._shared)
         self.stale = True
 
     def assume(self, now: float) -> None:
