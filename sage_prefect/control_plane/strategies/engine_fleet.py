@@ -196,6 +196,7 @@ class EngineFleet(TenantBooks):
             load = self._loads.get(one.name)
             if load is not None:
                 load.neighbours = tuple(other for other in together if other is not one)
+                load.shares = self.ledger.shares
 
     def _candidates(self, pool: ModelPool, request: ScheduledRequest) -> Collection[EngineLoad]:
         loads = pool.loads
