@@ -39,7 +39,9 @@ class AcceleratorSharing(SharedSites):
             return -math.inf
         if entry.spec.accelerator in self._ledger.closed:
             return math.inf if self._is_used(entry) else -math.inf
-        return self._split.opens_at(entry.spec.accelerator) if self.is_crowded(engine) else -math.inf
+        return (
+            self._split.opens_at(entry.spec.accelerator) if self.is_crowded(engine) else -math.inf
+        )
 
     def part(self, engine: str) -> float:
         entry = self._ledger.get(engine)

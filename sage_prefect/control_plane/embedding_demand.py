@@ -2,7 +2,7 @@
 
 Two exponential means, one slow and one fast. Calls come at random and in very unequal sizes, so the
 fast one varies; only where it leaves the slow one by more than that chance explains has the demand
-changed, and the slow one begins anew from the fast one.
+changed, and the slow one begins anew from the fast one, as quick as that at first.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ class EmbeddingDemand:
     over twice its time constant (Campbell's theorem).
     """
 
-    __slots__ = ("_at", "_fast", "_slow", "_squares")
+    __slots__ = ("_at", "_changed_at", "_fast", "_slow", "_squares")
 
     def __init__(self) -> None:
+        self._changed_at = -math.inf
         self._slow = 0.0
         self._fast = 0.0
         self._squares = 0.0
@@ -35,9 +36,10 @@ class EmbeddingDemand:
     def asked(self, tokens: float, now: float) -> None:
         """A call of ``tokens`` has come."""
         self._forget(now)
-        self._slow += tokens / TAU_S
+        tau = self._tau(now)
+        self._slow += tokens / tau
         self._fast += tokens / FAST_S
-        self._squares += tokens * tokens / TAU_S
+        self._squares += tokens * tokens / tau
 
     def rate(self, now: float) -> float:
         """Tokens per second."""
@@ -47,14 +49,18 @@ class EmbeddingDemand:
             # The spread of the sizes goes on as it was, at the new rate.
             self._squares *= fast / slow
             self._slow = fast
+            self._changed_at = now
         return self._slow
 
     def _forget(self, now: float) -> None:
         if now <= self._at:
             return
         passed = now - self._at
-        keep = math.exp(-passed / TAU_S)
+        keep = math.exp(-passed / self._tau(now))
         self._slow *= keep
         self._squares *= keep
         self._fast *= math.exp(-passed / FAST_S)
         self._at = now
+
+    def _tau(self, now: float) -> float:
+        return min(TAU_S, FAST_S + (now - self._changed_at))

@@ -34,8 +34,8 @@ from sage_prefect.control_plane.executors.length_buckets import (
     Shelf,
     bounded_tokens,
 )
-from sage_prefect.control_plane.executors.shared_sites import SharedSites
 from sage_prefect.control_plane.executors.open_batches import Batch, BatchOutcome, OpenBatches
+from sage_prefect.control_plane.executors.shared_sites import SharedSites
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 
 MAX_ATTEMPTS = 3

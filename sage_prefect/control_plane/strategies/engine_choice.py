@@ -170,9 +170,7 @@ class EngineChoice:
         slo_s = request.ttft_slo_s
         return slo_s if slo_s < math.inf else self._ttft_promise_s(load)
 
-    def _with_room(
-        self, scored: list[Scored], kv: float, over: float, now: float
-    ) -> list[Scored]:
+    def _with_room(self, scored: list[Scored], kv: float, over: float, now: float) -> list[Scored]:
         """Engines where another request leaves room to those that come after it: the more, the
         further its tenant is over its share."""
         parameters = self.parameters
