@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sage_prefect.control_plane.accelerator_sharing import AcceleratorSharing
 from sage_prefect.control_plane.accelerator_split import AcceleratorSplit
 from sage_prefect.control_plane.admission import retry_after_s
 from sage_prefect.control_plane.age_heap import AgeHeap
@@ -65,10 +66,11 @@ class EmbeddingLane:
         self._ledger = ledger
         self._book = book
         self._now = -math.inf
-        self._executors = ExecutorPool(ledger, self._is_crowded, self._is_closed)
+        self._split = AcceleratorSplit(ledger)
+        sites = AcceleratorSharing(ledger, self._split, self._is_crowded)
+        self._executors = ExecutorPool(ledger, sites)
         self.engines = self._executors.of_engine
         """Names of those that executors know."""
-        self._split = AcceleratorSplit(ledger)
         self.members: dict[str, LaneMember] = {}
         """Queued and running requests by id."""
         self._batches: dict[int, _OpenBatch] = {}
@@ -240,6 +242,8 @@ class EmbeddingLane:
     def _send(self, formed: Formed, now: float) -> DispatchBatch:
         executor, batch_id, engine, parts = formed
         entry = self._ledger.charge_batch(engine, batch_id)
+        if entry.spec.accelerator is not None:
+            self._split.sent(entry.spec.accelerator, executor.alone_s(batch_id), now)
         batch = _OpenBatch(executor, engine, [], self.policy)
         self._batches[batch_id] = batch
         for name, seconds in executor.charges(batch_id).items():
@@ -395,14 +399,5 @@ class EmbeddingLane:
         for entry in self._split.turn(now, speeds):
             self.policy.engine_changed(entry)
 
-    def _is_closed(self, engine: str) -> bool:
-        entry = self._ledger.get(engine)
-        if entry is None or entry.spec.accelerator not in self._ledger.closed:
-            return False
-        return any(other.running for other in self._ledger.beside(entry))
-
-    def _is_crowded(self, engine: str) -> bool:
-        entry = self._ledger.get(engine)
-        if entry is None or entry.spec.accelerator in self._ledger.lent:
-            return False
-        return any(self.policy.is_crowded(other, self._now) for other in self._ledger.beside(entry))
+    def _is_crowded(self, llm: EngineEntry) -> bool:
+        return self.policy.is_crowded(llm, self._now)

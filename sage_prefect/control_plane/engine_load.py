@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
+from collections.abc import Mapping
 
 from sage_prefect.control_plane.engine_model import EngineModel
 from sage_prefect.control_plane.events import Band, EngineProfile, EngineSpec, EngineState
@@ -56,6 +57,7 @@ class EngineLoad:
         "preemptions",
         "prefill",
         "sampled_at",
+        "shares",
         "stale",
         "step_s",
         "stretch",
@@ -99,6 +101,8 @@ class EngineLoad:
         """By the model: a step with what is inside, and a token of prefill with its share of it."""
         self.neighbours: tuple[EngineEntry, ...] = ()
         """Embedding engines on its accelerator."""
+        self.shares: Mapping[str, float] = {}
+        """What they get of an accelerator's time, where that is limited."""
         self.stretch = 1.0
         """By how much they slow it down: the model is of the engine alone."""
         self._shared = 0.0
@@ -144,7 +148,14 @@ class EngineLoad:
         """Predicted time per token once a request of ``prompt`` uncached tokens is inside."""
         rate = self.prefill_rate(now) + prompt / PREFILL_RATE_TAU_S
         n = self.latency + self.batch + 1
-        return self.stretch * self.model.tpot_s(n, self.context + kv, rate)
+        return self._lasting_stretch() * self.model.tpot_s(n, self.context + kv, rate)
+
+    def _lasting_stretch(self) -> float:
+        """By how much its neighbours will slow an answer down: on average, not just now."""
+        if not self.neighbours:
+            return 1.0
+        share = self.shares.get(self.entry.spec.accelerator or "")
+        return self.stretch if share is None else 1.0 / (1.0 - min(SHARE, share))
 
     def ttft(self, prompt: float) -> float:
         """Predicted time to first token of a prompt with so many uncached tokens, sent now."""
@@ -242,7 +253,8 @@ class EngineLoad:
         old = math.exp((self._shared_at - now) / SHARED_TAU_S)
         self._shared_at = now
         self._shared = old * self._shared + (1.0 - old) * busy
-        self.stretch = 1.0 + self._shared * (1.0 / (1.0 - SHARE) - 1.0)
+        # Of the time, not of the tokens, it was busy: fewer tokens are made while it is.
+        self.stretch = 1.0 / (1.0 - SHARE * self._shared)
         self.stale = True
 
     def assume(self, now: float) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import count
 
 from sage_prefect.control_plane.accelerator_split import Speed
 from sage_prefect.control_plane.events import BatchPart, EngineSpec
 from sage_prefect.control_plane.executors.embedding_executor import EmbeddingExecutor
+from sage_prefect.control_plane.executors.shared_sites import SharedSites
 from sage_prefect.control_plane.ledger import EngineEntry, Ledger
 
 _CALLS_INSIDE = {"sentence-transformers": 2}
@@ -28,18 +28,12 @@ class ExecutorPool:
 
     Args:
         ledger: the engines and what is inside each.
-        is_crowded, is_closed: see :class:`EmbeddingExecutor`.
+        sites: see :class:`EmbeddingExecutor`.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        is_crowded: Callable[[str], bool],
-        is_closed: Callable[[str], bool],
-    ) -> None:
+    def __init__(self, ledger: Ledger, sites: SharedSites) -> None:
         self._ledger = ledger
-        self._is_crowded = is_crowded
-        self._is_closed = is_closed
+        self._sites = sites
         self._batch_ids = count(1)
         self._executors: dict[str, EmbeddingExecutor] = {}
         # In order of notice, so that a replay asks them in the same order.
@@ -53,7 +47,7 @@ class ExecutorPool:
         """The model's executor; a new one knows all engines of the model."""
         executor = self._executors.get(model)
         if executor is None:
-            executor = EmbeddingExecutor(model, self._batch_ids, self._is_crowded, self._is_closed)
+            executor = EmbeddingExecutor(model, self._batch_ids, self._sites)
             self._executors[model] = executor
             for entry in self._ledger.pool(model).values():
                 self._tell(executor, entry)

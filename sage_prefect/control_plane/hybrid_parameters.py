@@ -52,7 +52,7 @@ class HybridParameters:
     """Share of the promised time to first token that batch work may bring it to."""
     last_resort: float = 0.3
     """With less than this share of its slack left a latency request takes the least bad engine."""
-    bend: float = 1.3
+    bend: float = 1.05
     """... unless that would bring time per token over so many times the promise."""
     harm: float = 0.2
     """What each latency request inside adds to the score of its engine, as a share of it."""

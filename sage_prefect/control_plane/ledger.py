@@ -73,6 +73,9 @@ class Ledger:
         """Accelerators that LLM requests leave to embedding calls."""
         self.closed: set[str] = set()
         """Accelerators that embedding calls leave to LLM requests, while those use them."""
+        self.shares: dict[str, float] = {}
+        """Accelerators that are neither: what embedding calls get of their time beside LLM
+        requests, 0 to 1."""
         self._turn = 0
         self._last_version = 0
         """Highest version of an engine that is gone: another of its name begins above it."""

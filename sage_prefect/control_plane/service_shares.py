@@ -6,6 +6,10 @@ it stays. Every question and every change is O(1), however many tenants there ar
 
 from __future__ import annotations
 
+RAMP = 0.2
+"""Share of all, above the limit, with which a tenant leaves the most room to the others: what
+varies by chance about the limit costs next to nothing."""
+
 
 class ServiceShares:
     """What is inside the engines, by tenant.
@@ -52,8 +56,14 @@ class ServiceShares:
 
     def is_over(self, tenant: str) -> bool:
         """Whether a tenant takes far more than its share while others are inside too."""
+        return self.over(tenant) > 0.0
+
+    def over(self, tenant: str) -> float:
+        """By how much a tenant is over its share while others are inside too: 0, not at all, to 1,
+        with ``RAMP`` of all more than what is called over."""
         own = self._inside.get(tenant)
         if own is None or own[0] <= self._least * self._total or len(self._inside) < 2:
-            return False
+            return 0.0
         fair = own[2] / self._weight
-        return own[0] > min(self._excess * fair, (1.0 + fair) / 2) * self._total
+        limit = max(self._least, min(self._excess * fair, (1.0 + fair) / 2))
+        return max(0.0, min(1.0, (own[0] / self._total - limit) / RAMP))

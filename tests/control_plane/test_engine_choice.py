@@ -450,7 +450,7 @@ def test_an_engine_of_which_nothing_is_known_gets_one_while_it_is_empty() -> Non
 # -- tenants over their share -----------------------------------------------------------------
 
 
-def room(*loads: EngineLoad, prompt: int = 100, over: bool = True) -> str | None:
+def room(*loads: EngineLoad, prompt: int = 100, over: float = 1.0) -> str | None:
     chooser = busy(choice(), tpot=0.1)
     chooser.usual_prompt = 1000.0
     chooser.ttft_promise_s = 1.0
@@ -463,9 +463,18 @@ def test_who_is_over_its_share_leaves_time_per_token_to_the_others() -> None:
     full = engine("full", latency=200, promise=0.1)
     share = full.tpot_with(NOW, 100, 300) / 0.1
     assert PARAMETERS.over_tpot < share < 1.0
-    assert room(full, over=False) == "full"
+    assert room(full, over=0.0) == "full"
     assert room(full) is None
     assert room(engine("idle")) == "idle"
+
+
+def test_who_is_little_over_its_share_leaves_little_room() -> None:
+    full = engine("full", latency=200, promise=0.1)
+    share = full.tpot_with(NOW, 100, 300) / 0.1
+    just = (1.0 - share) / (1.0 - PARAMETERS.over_tpot)
+    assert 0.0 < just < 1.0
+    assert room(full, over=0.95 * just) == "full"
+    assert room(full, over=1.05 * just) is None
 
 
 def test_who_is_over_its_share_leaves_prefill_to_the_others() -> None:
@@ -509,6 +518,29 @@ def test_a_busy_neighbour_makes_an_engine_slower_than_its_model() -> None:
     for step in range(100, 200):
         load.share(NOW + step / 10)
     assert load.tpot_with(NOW, 0.0, 0.0) == pytest.approx(alone, rel=0.01)
+
+
+def test_half_the_time_a_busy_neighbour_costs_a_third() -> None:
+    """What it takes counts by time: while it is busy fewer tokens are made."""
+    load = engine("llm", latency=10, accelerator="gpu0")
+    embedding = EngineEntry(EngineSpec("embed", ("e",), accelerator="gpu0"))
+    load.neighbours = (embedding,)
+    alone = load.tpot_with(NOW, 0.0, 0.0)
+    load.share(NOW)
+    for step in range(1, 4000):
+        embedding.batches = {1} if step % 2 else set()
+        load.share(NOW + step / 100)
+    assert load.tpot_with(NOW, 0.0, 0.0) == pytest.approx(alone / (1 - SHARE / 2), rel=0.01)
+
+
+def test_what_a_neighbour_will_take_counts_more_than_what_it_takes_just_now() -> None:
+    load = engine("llm", latency=10, accelerator="gpu0")
+    load.neighbours = (EngineEntry(EngineSpec("embed", ("e",), accelerator="gpu0")),)
+    alone = load.tpot_with(NOW, 0.0, 0.0)
+    load.shares = {"gpu0": 0.2}
+    assert load.tpot_with(NOW, 0.0, 0.0) == pytest.approx(alone / 0.8)
+    load.shares = {"gpu0": 0.9}  # beside LLM requests it gets half at most
+    assert load.tpot_with(NOW, 0.0, 0.0) == pytest.approx(alone / (1 - SHARE))
 
 
 def test_a_batch_preferred_engine_with_latency_work_inside_is_gated_too() -> None:

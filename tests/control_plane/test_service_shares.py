@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_prefect.control_plane.service_shares import ServiceShares
+from sage_prefect.control_plane.service_shares import RAMP, ServiceShares
 
 
 def shares(**inside: float) -> ServiceShares:
@@ -26,6 +26,16 @@ def test_more_than_twice_its_share_and_a_quarter_of_all() -> None:
     assert shares(noisy=4.0, **light).is_over("noisy")
     assert not shares(noisy=2.0, **light).is_over("noisy")  # 18 % of all
     assert not shares(noisy=4.0, **light).is_over("light0")
+
+
+def test_by_how_much_rises_from_nothing_to_all() -> None:
+    light = {f"light{i}": 1.0 for i in range(9)}
+    limit = 9 * 0.25 / 0.75  # a quarter of all
+    assert shares(noisy=limit * 0.99, **light).over("noisy") == 0.0
+    little, more = (shares(noisy=limit * x, **light).over("noisy") for x in (1.02, 1.3))
+    assert 0.0 < little < 0.05 < more < 1.0
+    assert shares(noisy=9 * (0.25 + RAMP) / (0.75 - RAMP) + 0.01, **light).over("noisy") == 1.0
+    assert shares(a=1.0).over("a") == 0.0
 
 
 def test_of_two_tenants_one_is_over_with_three_quarters() -> None:

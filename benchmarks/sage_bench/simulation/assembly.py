@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from sage_bench.simulation.baselines import Future
 from sage_bench.simulation.cluster import NodeSpec
-from sage_bench.simulation.controller import ControllerFactory, controller_factory
+from sage_bench.simulation.controller import ControllerFactory, controller_factory, foresees
 from sage_bench.simulation.embedding_engine import EmbeddingEngineSpec
 from sage_bench.simulation.faults import Fault
 from sage_bench.simulation.gateway import Journal, Surroundings
 from sage_bench.simulation.llm_engine_spec import LlmEngineSpec
-from sage_bench.simulation.request_facts import Facts, RequestFacts, engine_facts
+from sage_bench.simulation.request_facts import Facts, RequestFacts, TrueFacts, engine_facts
 from sage_bench.simulation.scenario import (
     EmbeddingGroup,
     LlmGroup,
@@ -120,7 +121,9 @@ def assemble(
         queue_timeout_s=spec.limits.queue_timeout_s,
         max_retries=spec.limits.max_retries,
     )
-    make = controllers or controller_factory(variant.use, limits, variant.options, seed)
+    make = controllers or controller_factory(
+        variant.use, limits, variant.options, seed, lambda: _future(spec, seed, base)
+    )
     workloads = {workload.name: workload for workload in spec.workloads}
     noise = np.random.default_rng([seed, 1_000_003])
     nodes = [
@@ -146,7 +149,7 @@ def assemble(
             until_s=spec.duration_s,
             drain_s=spec.drain_s,
         ),
-        facts or RequestFacts(workloads, noise),
+        facts or (TrueFacts if foresees(variant.use) else RequestFacts)(workloads, noise),
         [Fault(f.at_s, f.engine, f.kind, f.for_s, f.factor) for f in spec.faults],
         weights={tenant.name: tenant.weight for tenant in spec.tenants},
         bands=[
@@ -155,6 +158,18 @@ def assemble(
         ],
         journal=journal,
     )
+
+
+def _future(spec: ScenarioSpec, seed: int, base: Path | None) -> Future:
+    """The embedding calls that the scenario's open loops will make."""
+    calls = []
+    for index, workload in enumerate(spec.workloads):
+        if workload.kind != "embedding":
+            continue
+        asks = source(spec, index, workload, seed, base)
+        while isinstance(asks, OpenLoop) and (request := asks.next()) is not None:
+            calls.append((request.at, request.inputs))
+    return Future(tuple(sorted(calls)))
 
 
 def _nodes(group: LlmGroup | EmbeddingGroup, variant: Variant) -> list[NodeSpec]:

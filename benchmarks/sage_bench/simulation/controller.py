@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from sage_bench.simulation.baselines import BASELINES
+from sage_bench.simulation.baselines import BASELINES, Future
 from sage_prefect.common.errors import UnknownNameError
 from sage_prefect.control_plane.events import Action, Event, Limits
 from sage_prefect.control_plane.manager import ControlPlaneManager
@@ -27,6 +27,12 @@ def controller_names() -> tuple[str, ...]:
     return (*POLICIES, *(f"baseline:{name}" for name in BASELINES))
 
 
+def foresees(name: str) -> bool:
+    """Whether this controller is told what no gateway can know."""
+    baseline = BASELINES.get(name.removeprefix("baseline:")) if ":" in name else None
+    return baseline is not None and baseline.foresees
+
+
 def check_controller(name: str) -> str:
     """``name``, if a controller has it.
 
@@ -39,9 +45,16 @@ def check_controller(name: str) -> str:
 
 
 def controller_factory(
-    name: str, limits: Limits, options: dict[str, Any] | None = None, seed: int = 0
+    name: str,
+    limits: Limits,
+    options: dict[str, Any] | None = None,
+    seed: int = 0,
+    future: Callable[[], Future] | None = None,
 ) -> ControllerFactory:
     """Makes controllers of this name.
+
+    Args:
+        future: tells baselines that foresee what will be asked for.
 
     Raises:
         UnknownNameError: lists the known ones.
@@ -53,5 +66,7 @@ def controller_factory(
     if baseline:
         cls = BASELINES[baseline]
         cls.check_options(given)
+        if cls.foresees and future is not None:
+            given = {**given, "future": future()}
         return lambda: cls(**given)
     return lambda: ControlPlaneManager(kind, limits, remember=0, seed=seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -79,6 +80,14 @@ class RequestFacts:
     def learn(self, request: ClientRequest) -> None:
         """Take a finished answer's length into the estimate."""
         self._outputs.learn(request.tenant, request.traffic.model, request.output)
+
+
+class TrueFacts(RequestFacts):
+    """What hindsight tells: the answer's true length instead of its estimate."""
+
+    def describe(self, request_id: str, request: ClientRequest, now: float) -> RequestInfo:
+        """The request, with the length of its answer."""
+        return replace(super().describe(request_id, request, now), output_estimate=request.output)
 
 
 def engine_facts(

@@ -44,10 +44,14 @@ class EmbeddingCost:
         """Seconds of one call that computes ``tokens``."""
         return self.s0 + self.alpha * tokens
 
-    @property
-    def alone(self) -> float:
-        """Seconds per token without a neighbour: the profile's, or less if less was seen."""
-        return min(self.alpha, self._prior.alpha) if self._clamp == CLAMP else self.alpha
+    def alone_s(self, tokens: float) -> float:
+        """Seconds of a call of ``tokens`` without a neighbour: the profile's, or less if less was
+        seen."""
+        seen = self.call_s(tokens)
+        if self._clamp != CLAMP:
+            return seen
+        # Not each constant's lesser: calls of one size say nothing of how the time divides.
+        return min(seen, self._prior.s0 + self._prior.alpha * tokens)
 
     def saw(self, seconds: float, tokens: float) -> None:
         """A call of ``tokens`` took so long. Times that cannot be true are passed over."""

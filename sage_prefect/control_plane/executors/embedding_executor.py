@@ -12,7 +12,7 @@ Every input is queued, in flight, done, failed or removed: exactly one of these.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain, count
 from typing import Any
 
@@ -35,6 +35,7 @@ from sage_prefect.control_plane.executors.length_buckets import (
     bounded_tokens,
 )
 from sage_prefect.control_plane.executors.open_batches import Batch, BatchOutcome, OpenBatches
+from sage_prefect.control_plane.executors.shared_sites import SharedSites
 from sage_prefect.control_plane.scheduled_request import ScheduledRequest
 
 MAX_ATTEMPTS = 3
@@ -55,22 +56,20 @@ class EmbeddingExecutor:
     Args:
         model: its name.
         batch_ids: numbers of its batches; executors that share a driver share this.
-        is_crowded: whether a call in the engine of this name would harm an LLM engine on the same
-            accelerator more than was promised; such engines are taken last.
+        sites: what its engines may take of accelerators that they share with LLM engines.
     """
 
     def __init__(
         self,
         model: str,
         batch_ids: Iterator[int] | None = None,
-        is_crowded: Callable[[str], bool] = lambda _: False,
-        is_closed: Callable[[str], bool] = lambda _: False,
+        sites: SharedSites | None = None,
     ) -> None:
         self.model = model
         self._batch_ids = batch_ids if batch_ids is not None else count(1)
         self._ledger = InputLedger()
         self._waiting = self._ledger.waiting
-        self._pool = EnginePool(is_crowded, is_closed)
+        self._pool = EnginePool(sites or SharedSites())
         self._batches = OpenBatches()
         self._slack = LatencySlack()
         self._scale = 1.0  # tokens that engines count per token estimated
@@ -115,13 +114,18 @@ class EmbeddingExecutor:
         """Request -> its part of the engine-seconds (times price) that an open batch costs."""
         return self._batches[batch_id].charges()
 
+    def alone_s(self, batch_id: int) -> float:
+        """Seconds that an open batch takes in its engine without a neighbour."""
+        batch = self._batches[batch_id]
+        return batch.engine.cost.alone_s(batch.draft.work * self._scale)
+
     def tokens(self, request: ScheduledRequest) -> float:
         """Tokens that engines are likely to count in a request."""
         return request.info.prompt_tokens * self._scale
 
     def speed(self) -> Speed | None:
         """How fast its engines are; None where none is on an accelerator."""
-        return self._pool.speed()
+        return self._pool.speed(self._scale * sum(self._waiting.tokens))
 
     def cost_s(self, request: ScheduledRequest) -> float:
         """Engine-seconds that a request is likely to cost, times price, its calls' fixed part left
@@ -336,6 +340,7 @@ class EmbeddingExecutor:
             latency_slack_s=self._slack.at(now),
             avoid=self._pool.may_take(shelf.avoid),
             ahead=sum(self._waiting.tokens[: shelf.band + 1]) * self._scale,
+            urgent=shelf.band <= Band.INTERACTIVE,
         )
 
     def _form(

@@ -10,7 +10,7 @@ rather than miss on an engine that is slower still.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,6 +18,7 @@ from sage_prefect.control_plane.accelerator_split import Speed
 from sage_prefect.control_plane.events import EngineSpec, EngineState
 from sage_prefect.control_plane.executors.call_budget import most_tokens
 from sage_prefect.control_plane.executors.embedding_engine import IN_TIME, EmbeddingEngine
+from sage_prefect.control_plane.executors.shared_sites import SharedSites
 
 _LOOK_AGAIN_S = 0.25
 _MAY_SERVE = (EngineState.READY, EngineState.WARMING, EngineState.COLD)
@@ -37,22 +38,21 @@ class Need:
     avoid: frozenset[str]
     ahead: float = 0.0
     """Tokens that wait in its band and more urgent ones, its own among them."""
+    urgent: bool = False
+    """It does not wait for its turn on an accelerator that is shared."""
 
 
 class EnginePool:
     """All engines of one model. A choice looks at ``3 * SCAN`` free engines and ``SCAN`` full.
 
     Args:
-        is_crowded: whether another call in the engine of this name would break what an LLM engine
-            on its accelerator has promised.
-        is_closed: whether its accelerator is left to LLM requests.
+        sites: what the engines may take of accelerators that they share.
     """
 
-    __slots__ = ("_engines", "_free", "_full", "_is_closed", "_is_crowded")
+    __slots__ = ("_engines", "_free", "_full", "_sites")
 
-    def __init__(self, is_crowded: Callable[[str], bool], is_closed: Callable[[str], bool]) -> None:
-        self._is_crowded = is_crowded
-        self._is_closed = is_closed
+    def __init__(self, sites: SharedSites) -> None:
+        self._sites = sites
         self._engines: dict[str, EmbeddingEngine] = {}
         # In order of becoming free (or full), so that a scan starts with the longest idle.
         self._free: tuple[dict[str, EmbeddingEngine], ...] = ({}, {}, {})
@@ -110,22 +110,22 @@ class EnginePool:
         """Tokens per second of the engines that serve (of ``SCAN`` of them and the rest alike)."""
         serving = [engine for engine in self._engines.values() if engine.serving]
         seen = serving[:SCAN]
-        total = sum(1.0 / engine.cost.alpha for engine in seen)
+        total = sum(self._rate_of(engine) for engine in seen)
         return total * len(serving) / len(seen) if seen else 0.0
 
-    def speed(self) -> Speed | None:
-        """How fast the engines are; None where none is on an accelerator."""
+    def speed(self, waiting: float) -> Speed | None:
+        """How fast the engines are, beside ``waiting`` tokens; None where none is on an
+        accelerator."""
         token_s, elsewhere = math.inf, 0.0
         for engine in self._engines.values():
             if not engine.serving:
                 continue
-            cost = engine.cost
-            own = cost.alone + cost.s0 / most_tokens(engine.spec)
+            own = _token_s(engine)
             if engine.spec.accelerator is None:
                 elsewhere += 1.0 / own
             else:
                 token_s = min(token_s, own)
-        return None if token_s == math.inf else Speed(token_s, elsewhere)
+        return None if token_s == math.inf else Speed(token_s, elsewhere, waiting)
 
     def any_cost(self) -> EmbeddingEngine | None:
         """Some engine, to tell costs by; None when there is none."""
@@ -161,10 +161,13 @@ class EnginePool:
         """
         in_time: tuple[bool, int, float, float] | None = None
         cheapest: EmbeddingEngine | None = None
-        soonest, first_s = None, math.inf
+        soonest, first_s, opens_at = None, math.inf, math.inf
         for engine in self._scan(need.avoid):
-            if engine.spec.accelerator is not None and self._is_closed(engine.name):
-                continue
+            if engine.spec.accelerator is not None:
+                at = self._sites.opens_at(engine.name)
+                if at > now and (at == math.inf or not need.urgent):
+                    opens_at = min(opens_at, at)
+                    continue
             wait = engine.wait_s(now)
             budget = engine.budget(need.latency_slack_s)
             one = wait + engine.cost.call_s(min(budget, need.rest))
@@ -179,15 +182,15 @@ class EnginePool:
                     in_time, cheapest = score, engine
         if cheapest is not None and in_time is not None:
             if in_time[0] and self._others_will_do(need, now):
-                return None, now + _LOOK_AGAIN_S
+                return None, min(opens_at, now + _LOOK_AGAIN_S)
             return cheapest, now
         if soonest is None:
-            return None, math.inf
+            return None, opens_at
         return self._or_wait(soonest, first_s, need, now)
 
     def is_crowded(self, engine: EmbeddingEngine) -> bool:
         """Whether an LLM engine needs its accelerator for itself."""
-        return engine.spec.accelerator is not None and self._is_crowded(engine.name)
+        return engine.spec.accelerator is not None and self._sites.is_crowded(engine.name)
 
     def part_of(self, engine: EmbeddingEngine) -> float:
         """What ``engine``, which is free, can do of all that the free engines can do.
@@ -205,6 +208,12 @@ class EnginePool:
         return rate / (rate + others)
 
     # -- inside ---------------------------------------------------------------------------
+
+    def _rate_of(self, engine: EmbeddingEngine) -> float:
+        """Tokens per second."""
+        if engine.spec.accelerator is None:
+            return 1.0 / engine.cost.alpha
+        return self._sites.part(engine.name) / _token_s(engine)
 
     def _scan(self, avoid: frozenset[str]) -> Iterator[EmbeddingEngine]:
         for free in self._free:
@@ -238,3 +247,9 @@ class EnginePool:
                 best, best_s = engine, whole
                 until = engine.patience(now, own, first_s)
         return (soonest, now) if best is None else (None, until)
+
+
+def _token_s(engine: EmbeddingEngine) -> float:
+    """Seconds per token of full calls, without a neighbour."""
+    most = most_tokens(engine.spec)
+    return engine.cost.alone_s(most) / most

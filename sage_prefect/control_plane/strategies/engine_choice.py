@@ -73,14 +73,15 @@ class EngineChoice:
         loads: Iterable[EngineLoad],
         now: float,
         *,
-        over: bool = False,
+        over: float = 0.0,
     ) -> tuple[EngineLoad, float] | None:
         """An engine that takes the request now and what of its prompt is uncached there, or None.
 
         Args:
             loads: the candidates; they are brought up to date, and the ones that cannot take it are
                 sorted out here.
-            over: its tenant takes more than its share: it leaves room to the others.
+            over: its tenant takes more than its share, by so much (0 to 1): it leaves room to the
+                others.
         """
         info = request.info
         prefix = info.prefix if self.parameters.prefix else ()
@@ -103,7 +104,7 @@ class EngineChoice:
         ):
             return self._best(scored)
         if over:
-            scored = self._with_room(scored, kv, now)
+            scored = self._with_room(scored, kv, over, now)
         if request.tried:
             scored = [one for one in scored if one[0].entry.name not in request.tried] or scored
         if not scored:
@@ -169,10 +170,12 @@ class EngineChoice:
         slo_s = request.ttft_slo_s
         return slo_s if slo_s < math.inf else self._ttft_promise_s(load)
 
-    def _with_room(self, scored: list[Scored], kv: float, now: float) -> list[Scored]:
-        """Engines where another request leaves room to those that come after it."""
+    def _with_room(self, scored: list[Scored], kv: float, over: float, now: float) -> list[Scored]:
+        """Engines where another request leaves room to those that come after it: the more, the
+        further its tenant is over its share."""
         parameters = self.parameters
-        limit = parameters.over_ttft * self.ttft_promise_s
+        limit = (1.0 - over * (1.0 - parameters.over_ttft)) * self.ttft_promise_s
+        tpot_share = 1.0 - over * (1.0 - parameters.over_tpot)
         crowded = sum(load.ttft(self.usual_prompt) > limit for load, _, _ in scored)
         may_crowd = crowded < max(1, int(parameters.over_engines * len(scored)))
         kept = []
@@ -182,7 +185,7 @@ class EngineChoice:
                 # Batch work inside gives way first: its gate has kept room.
                 kept.append(one)
                 continue
-            if load.tpot_with(now, uncached, kv + load.growth) > parameters.over_tpot * min(
+            if load.tpot_with(now, uncached, kv + load.growth) > tpot_share * min(
                 load.tightest_tpot(), self.tpot_promise_s(load)
             ):
                 continue

@@ -183,7 +183,8 @@ class EngineFleet(TenantBooks):
         if request.band is Band.BATCH or request.tpot_slo_s == math.inf:
             return
         if request.first_token_at is not None and tokens > 0:
-            pace = (now - request.first_token_at) / tokens
+            # What a neighbour on its accelerator takes is not for its window to give back.
+            pace = (now - request.first_token_at) / tokens / load.stretch
             load.window.saw_tpot(pace / request.tpot_slo_s)
 
     # -- which engines ---------------------------------------------------------------------
@@ -195,6 +196,7 @@ class EngineFleet(TenantBooks):
             load = self._loads.get(one.name)
             if load is not None:
                 load.neighbours = tuple(other for other in together if other is not one)
+                load.shares = self.ledger.shares
 
     def _candidates(self, pool: ModelPool, request: ScheduledRequest) -> Collection[EngineLoad]:
         loads = pool.loads

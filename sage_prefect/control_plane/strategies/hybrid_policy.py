@@ -254,13 +254,17 @@ class HybridSchedulingPolicy(Occupancy):
                 self._parked.setdefault(tenant, []).append((pool, queue))
                 queue.park(tenant)
                 continue
-            over = shared and self._shares.is_over(tenant)
+            over = self._shares.over(tenant) if shared else 0.0
             chosen = pool.choice.choose(head, self._candidates(pool, head), now, over=over)
-            if chosen is None and over and (short := pool.newest_of(tenant, queue)) is not None:
+            if (
+                chosen is None
+                and over > 0.0
+                and (short := pool.newest_of(tenant, queue)) is not None
+            ):
                 # A long prompt that has to wait for room does not keep a short one from it.
                 loads = self._candidates(pool, short)
-                head, chosen = short, pool.choice.choose(short, loads, now, over=True)
-            if chosen is None and over:
+                head, chosen = short, pool.choice.choose(short, loads, now, over=over)
+            if chosen is None and over > 0.0:
                 # What it has to leave free is there for the others.
                 queue.park(tenant)
                 passed.append(tenant)
@@ -271,11 +275,11 @@ class HybridSchedulingPolicy(Occupancy):
             self.remove(head)
             self._enter(head, load, uncached, now)
             if band is not Band.BATCH:
-                pool.choice.saw_latency(head, uncached, now, usual=not over)
+                pool.choice.saw_latency(head, uncached, now, usual=over <= 0.0)
             queue.served(tenant, now)
             pool.served(head, self._bands)
             pool.drain.drained(band, head.cost_s, now)
-            if over:
+            if over > 0.0:
                 account = self._accounts[band].of(tenant)
                 account.drained(head.cost_s, now, self._parameters.drain_tau)
             return head, load.entry

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sage_bench.simulation.baselines.base import RoutingBaseline
+from sage_bench.simulation.baselines.base import Baseline, RoutingBaseline
+from sage_bench.simulation.baselines.clairvoyant import Clairvoyant
+from sage_bench.simulation.baselines.foresight import Future
 from sage_bench.simulation.baselines.load import (
     LeastOutstanding,
     LeastOutstandingBySpeed,
@@ -12,7 +14,7 @@ from sage_bench.simulation.baselines.load import (
 )
 from sage_bench.simulation.baselines.prefix import CacheAware, DynamoCost, LMetric
 
-BASELINES: dict[str, type[RoutingBaseline]] = {
+BASELINES: dict[str, type[Baseline]] = {
     cls.name: cls
     for cls in (
         RoundRobin,
@@ -23,6 +25,7 @@ BASELINES: dict[str, type[RoutingBaseline]] = {
         CacheAware,
         DynamoCost,
         LMetric,
+        Clairvoyant,
     )
 }
-__all__ = ["BASELINES", "RoutingBaseline"]
+__all__ = ["BASELINES", "Baseline", "Future", "RoutingBaseline"]

@@ -58,17 +58,49 @@ class _Flight:
         self.attempts = 0
 
 
-class RoutingBaseline(ABC):
-    """Base of the baselines; a subclass says which engine by :meth:`choose`."""
+class Baseline(ABC):
+    """What all baselines have: a name, options that are checked, and handlers by event."""
 
     name: ClassVar[str]
+    foresees: ClassVar[bool] = False
+    """It is told what no gateway can know, as ``future``: for comparison with the best possible."""
 
     def __init__(self) -> None:
         self.now = 0.0
+        self._handlers: dict[type, Callable[[Any], list[Action]]] = {}
+
+    @classmethod
+    def check_options(cls, options: dict[str, Any]) -> None:
+        """Refuse options that the baseline does not have.
+
+        Raises:
+            SettingsError: names the nearest known one.
+        """
+        given = ("self", "future") if cls.foresees else ("self",)
+        known = [name for name in inspect.signature(cls.__init__).parameters if name not in given]
+        for name in options:
+            if name not in known:
+                raise SettingsError(
+                    f"baseline {cls.name!r} has no option {name!r}.",
+                    hint=f"{near_name(name, known)}Known: {', '.join(known) or 'none'}.",
+                )
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """The controller's door; events that a load balancer does not hear of change nothing."""
+        self.now = now
+        handler = self._handlers.get(type(event))
+        return handler(event) if handler is not None else []
+
+
+class RoutingBaseline(Baseline):
+    """Base of the load balancers; a subclass says which engine by :meth:`choose`."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self._engines: dict[str, Engine] = {}
         self._pools: dict[str, list[Engine]] = {}
         self._flights: dict[str, _Flight] = {}
-        self._handlers: dict[type, Callable[[Any], list[Action]]] = {
+        self._handlers = {
             Arrival: self._on_arrival,
             FirstToken: self._on_first_token,
             Done: self._on_done,
@@ -78,21 +110,6 @@ class RoutingBaseline(ABC):
             EngineReport: self._on_engine_report,
         }
 
-    @classmethod
-    def check_options(cls, options: dict[str, Any]) -> None:
-        """Refuse options that the baseline does not have.
-
-        Raises:
-            SettingsError: names the nearest known one.
-        """
-        known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
-        for name in options:
-            if name not in known:
-                raise SettingsError(
-                    f"baseline {cls.name!r} has no option {name!r}.",
-                    hint=f"{near_name(name, known)}Known: {', '.join(known) or 'none'}.",
-                )
-
     @abstractmethod
     def choose(self, info: RequestInfo, engines: list[Engine]) -> Engine:
         """One of ``engines``: those that serve the model and are up; at least one."""
@@ -101,14 +118,8 @@ class RoutingBaseline(ABC):
         """Prompt tokens that ``engine`` will have to compute, as far as the baseline knows."""
         return info.prompt_tokens
 
-    def sent(self, info: RequestInfo, engine: Engine) -> None:  # noqa: B027 - optional hook
+    def sent(self, info: RequestInfo, engine: Engine) -> None:
         """Take note that ``engine`` gets the request."""
-
-    def handle(self, event: Event, now: float) -> list[Action]:
-        """The controller's door; events that a load balancer does not hear of change nothing."""
-        self.now = now
-        handler = self._handlers.get(type(event))
-        return handler(event) if handler is not None else []
 
     def _on_engine_added(self, event: EngineAdded) -> list[Action]:
         engine = Engine(event.spec, len(self._engines))
