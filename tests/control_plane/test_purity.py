@@ -8,7 +8,7 @@ from pathlib import Path
 import sage_prefect.control_plane as package
 
 ALLOWED = {
-    "__future__", "abc", "array", "collections", "dataclasses", "enum", "hashlib", "heapq",
+    "__future__", "abc", "array", "bisect", "collections", "dataclasses", "enum", "hashlib", "heapq",
     "itertools", "json", "math", "random", "sage_prefect", "typing", "typing_extensions",
 }  # fmt: skip
 

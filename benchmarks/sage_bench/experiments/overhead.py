@@ -297,7 +297,7 @@ def _quick(options: OverheadOptions) -> OverheadOptions:
 def _system(each: Contestant, measure: Callable[[int], Reading]) -> System:
     # Ours is what others are divided by, so that it is also what is measured twice (A/A), and so
     # that any other gateway may be absent.
-    role = "peer" if each.name == SAGE else "subject"
+    role: Role = "peer" if each.name == SAGE else "subject"
     return System(each.name, measure, role, config=each.config, version=each.version)
 
 
