@@ -32,6 +32,9 @@ def measure(simulation: Simulation, warmup_s: float, end_s: float) -> Figures:
         mine = columns["traffic"] == number
         for name, value in _workload(columns, mine, traffic, warmup_s, end_s).items():
             figures[f"{traffic.name}.{name}"] = value
+        if traffic.kind == "chat":
+            alone = _alone_s(simulation, columns, mine, warmup_s, end_s)
+            figures[f"{traffic.name}.ttft_alone_s.mean"] = alone
     figures.update(_bands(records, columns, warmup_s, end_s))
     for number, (at_s, engine) in enumerate(simulation.slowdowns):
         for name, value in _shift(columns, records.engines.index(engine), at_s).items():
@@ -99,6 +102,27 @@ def _workload(
     total = columns["prompt"][finished].sum()
     figures["cached_share"] = float(columns["cached"][finished].sum() / total) if total else 0.0
     return figures
+
+
+def _alone_s(
+    simulation: Simulation,
+    columns: dict[str, Column],
+    mine: NDArray[np.bool_],
+    warmup_s: float,
+    end_s: float,
+) -> float:
+    """Mean time to first token of the answered prompts, had each found its engine empty, with as
+    much cached as it found: what no choice of engines comes below without more hits."""
+    chosen = mine & (columns["outcome"] == Outcome.DONE)
+    chosen &= (columns["at"] >= warmup_s) & (columns["at"] < end_s)
+    uncached = np.maximum(1.0, columns["prompt"] - columns["cached"])
+    alone = np.full(len(uncached), math.nan)
+    for node in simulation.fleet.nodes:
+        if isinstance(node.engine, LlmEngine):
+            spec, here = node.engine.spec, columns["engine"] == node.index
+            steps = np.ceil(uncached[here] / spec.max_num_batched_tokens)
+            alone[here] = spec.profile.a * uncached[here] + spec.profile.c0 * steps
+    return float(alone[chosen].mean()) if chosen.any() else math.nan
 
 
 def _worst_tenant(tenants: Column, ttft: Column) -> float:

@@ -18,8 +18,10 @@ BUDGET = 8192
 class Foreseen:
     """A request whose answer's length is known."""
 
-    __slots__ = ("arrived", "doomed", "first_at", "key", "made", "made_at", "output", "prompt",
-                 "tpot_s", "ttft_s")  # fmt: skip
+    __slots__ = (
+        "arrived", "attempts", "doomed", "first_at", "key", "made", "made_at", "output",
+        "prompt", "tpot_s", "ttft_s",
+    )  # fmt: skip
 
     def __init__(
         self, key: str, arrived: float, prompt: int, output: int, ttft_s: float, tpot_s: float
@@ -27,6 +29,7 @@ class Foreseen:
         self.key, self.arrived, self.prompt, self.output = key, arrived, prompt, output
         self.ttft_s, self.tpot_s = ttft_s, tpot_s
         self.first_at: float | None = None
+        self.attempts = 0
         self.made = 0
         self.made_at = 0.0
         self.doomed = False
