@@ -8,8 +8,8 @@ from pathlib import Path
 import sage_prefect.control_plane as package
 
 ALLOWED = {
-    "__future__", "abc", "array", "bisect", "collections", "dataclasses", "enum", "hashlib", "heapq",
-    "itertools", "json", "math", "random", "sage_prefect", "typing", "typing_extensions",
+    "__future__", "abc", "array", "bisect", "collections", "dataclasses", "enum", "hashlib",
+    "heapq", "itertools", "json", "math", "random", "sage_prefect", "typing", "typing_extensions",
 }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from sage_bench.overhead.programs import Client, Upstream, build
 from sage_bench.result_folder import ResultFolder
 from sage_bench.server import Server
 from sage_bench.session import RunResult, execute
-from sage_bench.system import Case, Metric, Reading, System
+from sage_bench.system import Case, Metric, Reading, Role, System
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 _EVENT_GAP_US = 10_000  # so slow that every event is a read and a write of its own
