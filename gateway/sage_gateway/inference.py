@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any
 
 import orjson
 
 from sage_gateway.answer_relay import AnswerRelay
 from sage_gateway.auth import Caller
+from sage_gateway.client_exchange import ClientExchange
 from sage_gateway.config import ServerLimits
 from sage_gateway.embedding_call import EmbeddingCall
 from sage_gateway.engines import Engine, EngineRegistry
 from sage_gateway.errors import ClientGone, HttpError, error_event
 from sage_gateway.health import HealthMonitor
-from sage_gateway.http_protocol import ABORT
 from sage_gateway.json_splice import splice
 from sage_gateway.metrics import GatewayMetrics
-from sage_gateway.reply import HeaderList, Reply
-from sage_gateway.request_body import Receive, parse_body, read_body
+from sage_gateway.reply import HeaderList
+from sage_gateway.request_body import parse_body
 from sage_gateway.routes import InferenceRoute
 from sage_gateway.scheduler import Refused, Scheduler, Ticket, clock
 from sage_gateway.sse_relay import SseRelay
@@ -62,10 +63,7 @@ class InferenceService:
         self,
         route: InferenceRoute,
         caller: Caller,
-        scope: dict[str, Any],
-        headers: dict[bytes, bytes],
-        receive: Receive,
-        reply: Reply,
+        exchange: ClientExchange,
     ) -> None:
         """Serve one request; raises only what says that it cannot be answered by itself.
 
@@ -73,9 +71,9 @@ class InferenceService:
             HttpError: answer with this.
             ClientGone: nobody is there to answer.
         """
-        call = InferenceCall(self, route, scope, headers, reply)
+        call = InferenceCall(self, route, exchange)
         try:
-            await call.run(caller, receive)
+            await call.run(caller)
         except HttpError as error:
             call.observe(error.status)
             raise
@@ -86,9 +84,9 @@ class InferenceService:
             # The time for a graceful shutdown is over. This is the task's last act.
             call.observe(503)
             message = "The gateway is shutting down."
-            if not reply.status:
+            if not exchange.status:
                 raise HttpError(503, message, code="shutting_down", headers=_SOON) from None
-            await call.break_off(503, message)
+            call.break_off(503, message)
         except Exception:
             call.observe(500)
             raise
@@ -101,15 +99,12 @@ class InferenceCall:
         self,
         service: InferenceService,
         route: InferenceRoute,
-        scope: dict[str, Any],
-        headers: dict[bytes, bytes],
-        reply: Reply,
+        reply: ClientExchange,
     ) -> None:
         self.service = service
         self.route = route
-        self.headers = headers
+        self.headers = reply.headers
         self.reply = reply
-        self.loop = asyncio.get_running_loop()
         self.arrived = clock()
         self.read_at = self.arrived
         self.queue_s = 0.0
@@ -120,13 +115,12 @@ class InferenceCall:
         self.streams = False
         self.last_failure: HttpError | None = None
         self.relay: SseRelay | None = None
-        self.cut = scope.get("extensions", {}).get(ABORT)
 
-    async def run(self, caller: Caller, receive: Receive) -> None:
+    async def run(self, caller: Caller) -> None:
         service, headers, limits = self.service, self.headers, self.service.limits
         _check_content_type(headers)
-        self.raw = await read_body(
-            receive, headers, max_bytes=limits.max_body_bytes, timeout_s=limits.read_timeout_s
+        self.raw = await self.reply.body(
+            max_bytes=limits.max_body_bytes, timeout_s=limits.read_timeout_s
         )
         self.read_at = clock()
         self.body = parse_body(self.raw, self.route.required)
@@ -151,11 +145,12 @@ class InferenceCall:
             raise HttpError.of(rejected) from None
         call = None if info.merge_key is None else EmbeddingCall(self.raw, self.body)
         ticket = service.scheduler.submit(info, call)
-        watcher = self.loop.create_task(_watch_client(receive, service.scheduler, ticket))
+        if self.reply.gone:
+            service.scheduler.client_gone(ticket)
+        self.reply.when_gone(partial(service.scheduler.client_gone, ticket))
         try:
             await self._until_answered(ticket)
         finally:
-            watcher.cancel()
             service.scheduler.release(ticket)
 
     def observe(self, status: int) -> None:
@@ -194,7 +189,7 @@ class InferenceCall:
                 if not self.reply.status:
                     continue
                 status = 504 if error.cause is FailureCause.TIMEOUT else 502
-                await self.break_off(
+                self.break_off(
                     status, f"Engine {name!r} {error.message}; the answer is incomplete."
                 )
             self.observe(status)
@@ -229,7 +224,7 @@ class InferenceCall:
         service.metrics.sent(self.route.label, self.model, self.queue_s, overhead_s)
         self._learn(ticket, vectors.usage)
         headers = self._answer_headers(ticket.batched_by, overhead_s)
-        await self.reply.whole(200, body, headers=headers)
+        self.reply.whole(200, body, headers=headers)
         return 200
 
     async def _send(self, ticket: Ticket, engine: Engine, parts: list[bytes]) -> Exchange:
@@ -267,13 +262,13 @@ class InferenceCall:
         service.health.failed(name, error.cause, error.message)
         service.scheduler.failed(ticket, error.cause, message, retryable=not self.reply.status)
 
-    async def break_off(self, status: int, message: str) -> None:
+    def break_off(self, status: int, message: str) -> None:
         """The answer ends after its first byte and before its end: it must not look finished."""
         if self.relay is not None:
             event = error_event(status, message, code="answer_incomplete")
-            await self.reply.end(self.relay.before_error() + event)
-        elif self.cut is not None:
-            self.cut()
+            self.reply.end(self.relay.before_error() + event)
+        else:
+            self.reply.cut()
 
     def done(self, ticket: Ticket, usage: Usage) -> None:
         """The engine has finished: settle the books and learn from its token counts."""
@@ -373,15 +368,6 @@ class InferenceCall:
         return HttpError(
             reject.status, reject.message, code=reject.code, param=param, headers=tuple(headers)
         )
-
-
-async def _watch_client(receive: Receive, scheduler: Scheduler, ticket: Ticket) -> None:
-    """Cancel the request when its client goes. Ends with the answer at the latest."""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            scheduler.client_gone(ticket)
-            return
 
 
 def _check_content_type(headers: dict[bytes, bytes]) -> None:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from sage_gateway.embedding_call import EmbeddingCall
 from sage_gateway.errors import ClientGone, HttpError
+from sage_gateway.inline_task import Waiter, waiter
 from sage_gateway.recording import Recorder
 from sage_gateway.upstream import Exchange
 from sage_gateway.usage import Usage
@@ -118,7 +119,7 @@ class Ticket:
         """When the first of them went out and the last came back."""
         self.failure: HttpError | None = None
         """What an engine said of its input."""
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: Waiter | None = None
 
     async def placed(self) -> str | None:
         """Wait for an engine and return its name; None: ``vectors`` are the answer.
@@ -136,7 +137,7 @@ class Ticket:
                 return self.engine
             if self.vectors is not None and self.vectors.complete:
                 return None
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = waiter(asyncio.get_running_loop())
             try:
                 await self._waiter
             finally:
