@@ -12,6 +12,7 @@ import orjson
 
 from sage_gateway.errors import HttpError
 
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 HeaderList = list[tuple[bytes, bytes]]
 

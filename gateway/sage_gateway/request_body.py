@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 
-from sage_gateway.errors import ClientGone, HttpError
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+from sage_gateway.errors import HttpError
 
 # A body may take its time as long as it moves: each stretch of so many bytes earns a second.
 _SLOWEST_BYTES_PER_S = 16 * 1024
@@ -18,56 +16,37 @@ _SLOWEST_BYTES_PER_S = 16 * 1024
 _LONGEST_MODEL = 1024
 
 
-async def read_body(
-    receive: Receive, headers: dict[bytes, bytes], *, max_bytes: int, timeout_s: float
-) -> bytes:
-    """The whole body.
+class BodyTimer:
+    """Time for a body to come: ``timeout_s`` to begin with, and a second for each stretch of bytes.
 
-    Raises:
-        HttpError: 413 as soon as it is over ``max_bytes`` (declared, or while it comes in);
-            408 when the client is too slow.
-        ClientGone: the client left before the end.
+    Args:
+        wake: called when the time that was granted at the last look is over; look again then.
     """
-    declared = headers.get(b"content-length")
-    if declared is not None and int(declared) > max_bytes:
-        raise _too_large(max_bytes)
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    assert task is not None
-    started = loop.time()
-    late = False
 
-    def give_up() -> None:
-        nonlocal late
-        late = True
-        task.cancel()
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, timeout_s: float, wake: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._timeout_s = timeout_s
+        self._started = loop.time()
+        self._wake = wake
+        self._timer: asyncio.TimerHandle | None = None
 
-    timer = loop.call_later(timeout_s, give_up)
-    parts: list[bytes] = []
-    size = 0
-    try:
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            part = message.get("body", b"")
-            size += len(part)
-            if size > max_bytes:
-                raise _too_large(max_bytes)
-            parts.append(part)
-            if not message.get("more_body", False):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
-            timer.cancel()
-            earned = started + timeout_s + size / _SLOWEST_BYTES_PER_S
-            timer = loop.call_at(earned, give_up)
-    except asyncio.CancelledError:
-        if not late:
-            raise
-        raise HttpError(
-            408, "The request's body came too slowly.", code="request_timeout"
-        ) from None
-    finally:
-        timer.cancel()
+    def late(self, size: int) -> bool:
+        """Whether ``size`` bytes are too few by now."""
+        ends = self._started + self._timeout_s + size / _SLOWEST_BYTES_PER_S
+        if self._loop.time() >= ends:
+            return True
+        self.stop()
+        # uvloop's clock counts milliseconds: a timer may ring a little early.
+        self._timer = self._loop.call_at(ends + 0.002, self._wake)
+        return False
+
+    def stop(self) -> None:
+        """The body has come, or nobody waits for it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 def parse_body(raw: bytes, required: str) -> dict[str, Any]:
@@ -151,7 +130,8 @@ def _json_kind(value: Any) -> str:
     return kinds.get(type(value), "null")
 
 
-def _too_large(max_bytes: int) -> HttpError:
+def body_too_large(max_bytes: int) -> HttpError:
+    """The answer to a body over the limit."""
     return HttpError(
         413,
         f"The body is larger than {max_bytes} bytes, the limit of this gateway.",

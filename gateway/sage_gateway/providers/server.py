@@ -22,7 +22,7 @@ import uvicorn
 from sage_gateway.errors import ClientGone, HttpError
 from sage_gateway.providers.calls import arguments_of, as_json, error_of
 from sage_gateway.reply import Reply, request_id_of
-from sage_gateway.request_body import parse_body, read_body
+from sage_gateway.request_body import body_too_large, parse_body
 from sage_prefect.common.logs import configure_logging
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,32 @@ _ROUTES = {
 }
 
 Call = Callable[..., Awaitable[Any]]
+
+
+async def _read(receive: Any) -> bytes:
+    """The whole body; the gateway, which has checked it, sends it at once.
+
+    Raises:
+        HttpError: 408 or 413.
+        ClientGone: the gateway gave up.
+    """
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
+        try:
+            message = await asyncio.wait_for(receive(), _READ_S)
+        except asyncio.TimeoutError:
+            raise HttpError(
+                408, "The request's body came too slowly.", code="request_timeout"
+            ) from None
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > _MOST_BYTES:
+            raise body_too_large(_MOST_BYTES)
+        more = message.get("more_body", False)
+    return b"".join(parts)
 
 
 class ProviderServer:
@@ -79,7 +105,7 @@ class ProviderServer:
         if settings is None or route not in _ROUTES:
             raise HttpError(404, f"There is no {path[:100]!r} here.", code="unknown_path")
         kind, required = _ROUTES[route]
-        raw = await read_body(receive, headers, max_bytes=_MOST_BYTES, timeout_s=_READ_S)
+        raw = await _read(receive)
         body = parse_body(raw, required)
         arguments = arguments_of(kind, body, settings)
         answering = asyncio.create_task(self._answer(self._calls[kind], arguments, reply))
