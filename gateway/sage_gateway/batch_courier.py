@@ -158,7 +158,7 @@ class BatchCourier:
             inputs.append(call.inputs[part.index])
         served = engine.model(first.info.model, "embedding")
         written: str = first.call.parsed["model"]
-        name = None if served is None else served.sent_as(first.call.target or written, written)
+        name = None if served is None else served.sent_as(written, written)
         body = first.call.with_inputs(inputs, name)
         head = engine.post_head("/embeddings", len(body), b"x-request-id: %b\r\n" % _id(trip))
         exchange = await engine.pool.exchange([head, body], trip.bind, lambda: trip.wanted)

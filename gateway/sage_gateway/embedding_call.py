@@ -16,14 +16,12 @@ class EmbeddingCall:
         raw: as the client sent it.
         parsed: what it parsed to; ``input`` is a text, a list of texts, a list of token ids, or a
             list of lists of token ids.
-        target: the model that is to answer, where it is not the body's (an alias, a fallback).
     """
 
-    __slots__ = ("_inputs", "parsed", "raw", "target")
+    __slots__ = ("_inputs", "parsed", "raw")
 
-    def __init__(self, raw: bytes, parsed: dict[str, Any], target: str | None = None) -> None:
+    def __init__(self, raw: bytes, parsed: dict[str, Any]) -> None:
         self.raw = raw
-        self.target = target
         self.parsed = parsed
         self._inputs: list[bytes] | None = None
 

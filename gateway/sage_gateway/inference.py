@@ -29,7 +29,7 @@ from sage_gateway.fallbacks import Failure, FallbackRules
 from sage_gateway.health import HealthMonitor
 from sage_gateway.json_splice import splice
 from sage_gateway.metrics import GatewayMetrics
-from sage_gateway.model_plan import ModelPlan
+from sage_gateway.model_plan import ModelPlan, plan_of
 from sage_gateway.rate_limits import Lease, rate_headers, reserve
 from sage_gateway.reply import HeaderList
 from sage_gateway.request_body import parse_body
@@ -139,7 +139,16 @@ class InferenceCall:
         self.read_at = clock()
         self.body = parse_body(self.raw, self.route.required)
         self.streams = self.route.may_stream and self.body.get("stream") is True
-        self.plan = self._planned(caller)
+        service = self.service
+        self.plan = plan_of(
+            service.engines.names,
+            service.fallbacks,
+            self.route.kind,
+            self.body["model"],
+            caller.access,
+        )
+        if self.plan.target is not None:
+            self.model = self.plan.target.group
         try:
             while True:
                 try:
@@ -167,7 +176,7 @@ class InferenceCall:
         info = self._classified(caller)
         if caller.meters and self.lease is None:
             self._reserve(caller, info)
-        call = None if info.merge_key is None else EmbeddingCall(self.raw, self.body, plan.name)
+        call = None if info.merge_key is None else EmbeddingCall(self.raw, self.body)
         ticket = service.scheduler.submit(info, call)
         ticket.may_leave = plan.may_follow(Failure.GENERAL)
         if self.reply.gone:
@@ -421,42 +430,6 @@ class InferenceCall:
         return headers
 
     # -- checks ---------------------------------------------------------------------------
-
-    def _planned(self, caller: Caller) -> ModelPlan:
-        """Where this request may go; notes the model for the metrics.
-
-        Raises:
-            HttpError: 403, the key may not use the model; 400, it is of another mode.
-        """
-        model, service = self.body["model"], self.service
-        names = service.engines.names
-        access = caller.access
-        plan = ModelPlan(names, service.fallbacks, self.route.kind, model, allows=access.allows)
-        target = plan.target
-        if access.is_limited and not (
-            access.allows(model)
-            or (target is not None and (access.allows(target.name) or access.allows(target.group)))
-        ):
-            raise HttpError(
-                403,
-                f"This key may not use the model {model[:100]!r}. It may use: "
-                f"{', '.join(access.listed())}.",
-                code="model_not_allowed",
-                param="model",
-            )
-        if target is not None:
-            self.model = target.group
-            return plan
-        modes = names.modes(model)
-        if modes:
-            fitting = "/v1/embeddings" if "embedding" in modes else "/v1/chat/completions"
-            raise HttpError(
-                400,
-                f"The model {model!r} does not serve this route; use {fitting}.",
-                code="model_mode_mismatch",
-                param="model",
-            )
-        return plan
 
     def _unique_id(self) -> str:
         """The request's id for the control plane; a client may send one id twice."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from sage_gateway.errors import HttpError
 from sage_gateway.fallbacks import Failure, FallbackRules, failure_of
+from sage_gateway.model_access import ModelAccess
 from sage_gateway.model_names import ModelNames, Target
 from sage_prefect.control_plane.events import Kind
 
@@ -126,3 +127,37 @@ class ModelPlan:
             if listed := self._rules.after(name, failure):
                 return listed
         return ()
+
+
+def plan_of(
+    names: ModelNames, rules: FallbackRules, kind: Kind, requested: str, access: ModelAccess
+) -> ModelPlan:
+    """The plan of a request.
+
+    Args:
+        access: what the caller may use: the requested name, or what it leads to.
+
+    Raises:
+        HttpError: 403, the caller may not use the model; 400, it is of another mode.
+    """
+    plan = ModelPlan(names, rules, kind, requested, allows=access.allows)
+    target = plan.target
+    if access.is_limited:
+        led_to = () if target is None else (target.name, target.group)
+        if not any(access.allows(name) for name in (requested, *led_to)):
+            raise HttpError(
+                403,
+                f"This key may not use the model {requested[:100]!r}. It may use: "
+                f"{', '.join(access.listed())}.",
+                code="model_not_allowed",
+                param="model",
+            )
+    if target is None and (modes := names.modes(requested)):
+        fitting = "/v1/embeddings" if "embedding" in modes else "/v1/chat/completions"
+        raise HttpError(
+            400,
+            f"The model {requested!r} does not serve this route; use {fitting}.",
+            code="model_mode_mismatch",
+            param="model",
+        )
+    return plan

@@ -23,6 +23,9 @@ def drawn(
     manager = ControlPlaneManager(policy, seed=7)
     for name, weight in weights.items():
         manager.handle(EngineAdded(EngineSpec(name, ("m",), weight=weight)), 0.0)
+    if change:
+        manager.handle(Arrival(RequestInfo("first", "m")), 0.0)
+        manager.handle(Done("first"), 0.0)
     for name, weight in (change or {}).items():
         manager.handle(EngineAdded(EngineSpec(name, ("m",), weight=weight)), 0.0)
     seen: Counter[str] = Counter()

@@ -16,6 +16,7 @@ import uvloop
 from sage_gateway.app import GatewayApp
 from sage_gateway.auth import KeyRing
 from sage_gateway.config import GatewayConfig, HealthConfig
+from sage_gateway.config_tenants import KeyStoreConfig
 from sage_gateway.engines import EngineConfig, ServedModel
 from sage_gateway.gateway import Gateway
 from sage_gateway.server import bind, make_server
@@ -299,11 +300,13 @@ class Lab:
         self,
         *engines: EngineConfig,
         keys: KeyRing | None = None,
+        key_store: KeyStoreConfig | None = None,
         on_loopback: bool = True,
         **config: Any,
     ) -> Running:
         """Start a gateway on port 0."""
         config.setdefault("health", HealthConfig(probe_interval_s=0.02, probe_timeout_s=1.0))
+        config.setdefault("keys", key_store or KeyStoreConfig())
         settings = replace(GatewayConfig(engines=engines), **config)
         gateway = Gateway(settings, keys or KeyRing(KEY))
         app = GatewayApp(gateway, on_loopback=on_loopback)
