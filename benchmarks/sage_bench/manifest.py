@@ -63,6 +63,8 @@ class Software(_Part):
     libc: str
     python: str
     implementation: str
+    control_plane: str = "interpreted"
+    """``compiled``, or why Python ran its sources."""
     packages_file: str
     packages_sha256: str
     key_packages: dict[str, str]
