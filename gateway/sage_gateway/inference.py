@@ -278,7 +278,7 @@ class InferenceCall:
     def _learn(self, ticket: Ticket, usage: Usage) -> None:
         service = self.service
         if usage is not NO_USAGE:
-            service.metrics.used(self.model, usage)
+            service.metrics.used(self.route.label, self.model, usage)
             service.classifier.learn(ticket.info, usage.prompt_tokens, usage.output_tokens)
 
     # -- what goes to the engine, what goes to the client -----------------------------------
