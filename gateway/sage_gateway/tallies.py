@@ -76,7 +76,10 @@ class DistributionFamily:
     ) -> None:
         self._name, self._text, self._labels = name, text, labels
         self._bounds = bounds
-        self._ends = [floatToGoString(bound) for bound in (*bounds, float("inf"))]
+        self._ends: list[str] = [
+            floatToGoString(bound)  # type: ignore[no-untyped-call]
+            for bound in (*bounds, float("inf"))
+        ]
         self._children: dict[Labels, Distribution] = {}
 
     def child(self, *labels: str) -> Distribution:
