@@ -80,6 +80,7 @@ class AnswerRelay:
                 return status
             return await self._assemble()
         answer, ended = await exchange.read_all(self._service.limits.max_buffered_answer_bytes)
+        came = clock()
         if status >= 400:
             exchange.abort(FailureCause.STATUS, "sent an error")
             return await self._relay_error(status, wrapped_error(self._engine.name, status, answer))
@@ -91,7 +92,13 @@ class AnswerRelay:
             # As where it is merged: what a client sees does not depend on who else asked.
             answer = replaced(answer, "model", name)
         self._reply.whole(status, answer, exchange.content_type or JSON, self._headers)
+        self._answered(clock() - came)
         return status
+
+    def _answered(self, back_s: float) -> None:
+        """Note our own time for the whole request, ``back_s`` of it on the way back."""
+        call = self._call
+        self._service.metrics.answered(call.route.label, call.model, call.own_s + back_s)
 
     async def _relay_events(self, withhold_usage: bool) -> None:
         """A stream that the client asked for: events pass as they come."""
@@ -101,21 +108,26 @@ class AnswerRelay:
         data = await exchange.read()
         if not data:
             raise UpstreamError(FailureCause.PROTOCOL, "ended its stream before it began")
+        came = clock()
+        back_s = 0.0
         scheduler.first_token(ticket)
-        progress = StreamProgress(partial(scheduler.progress, ticket), clock())
-        metrics.first_token(self._call.route.label, self._call.model, clock() - self._call.arrived)
+        progress = StreamProgress(partial(scheduler.progress, ticket), came)
+        metrics.first_token(self._call.route.label, self._call.model, came - self._call.arrived)
         reply.start(200, exchange.content_type, [*self._headers, (b"cache-control", b"no-cache")])
         self._call.relay = relay
         out = relay.feed(data)
         try:
             while True:
-                if out and not reply.more(out):
+                ready = not out or reply.more(out)
+                back_s += clock() - came
+                if not ready:
                     await self._drained()
                 if relay.done or not (data := await exchange.read()):
                     break
+                came = clock()
                 out = relay.feed(data)
                 if not relay.done:
-                    progress.passed(out, clock())
+                    progress.passed(out, came)
         except UpstreamError:
             if not relay.done:
                 raise
@@ -127,6 +139,7 @@ class AnswerRelay:
             )
         self._call.done(self._ticket, relay.usage)
         reply.end(rest)
+        self._answered(back_s)
 
     async def _relay_big(self, first: bytes) -> None:
         """An answer too big to hold: passed on in pieces."""

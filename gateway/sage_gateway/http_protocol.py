@@ -7,7 +7,9 @@ The only module that touches uvicorn's internals (``HttpToolsProtocol``: ``cycle
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -23,6 +25,8 @@ MAX_HEADERS = 128
 # After an answer that came before the body's end (413, 401): so much is read and thrown away,
 # so that the client gets to read the answer, and no more.
 MAX_DISCARDED = 128 << 20
+
+_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})(?=\r\n)", re.IGNORECASE)
 
 Serve = Callable[[ClientExchange], Coroutine[Any, Any, None]]
 
@@ -109,6 +113,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._refusal: tuple[int, str] | None = None
         self._exchange: ClientExchange | None = None  # the one whose body comes in
         self._to_begin: ClientExchange | None = None
+        self._is_between = True  # the last message has ended and the next one has not begun
+        self._raw = b""  # what is being parsed, if it begins with a message
+        self._known: _KnownHead | None = None
         self._default_headers: list[tuple[bytes, bytes]] = []
         self._default_head = b""
 
@@ -128,10 +135,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self._idle_timer.cancel()
                 self._idle_timer = None
             self._to_begin = None
-            # Uvicorn's cycles and ours stand in the same places.
-            serving: object = self.cycle
-            cycles: list[object] = [serving, *(cycle for cycle, _ in self.pipeline)]
-            for exchange in cycles:
+            serving: Any = self.cycle
+            waiting: list[Any] = [cycle for cycle, _ in self.pipeline]
+            for exchange in (serving, *waiting):
                 if isinstance(exchange, ClientExchange):
                     exchange.on_gone()
             if isinstance(serving, ClientExchange):
@@ -143,9 +149,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         inline_task.enter()
         try:
+            if self._is_known(data):
+                return
             if self._in_head:
                 self._head_bytes += len(data)
+            self._raw = data if self._is_between else b""
             super().data_received(data)
+            self._raw = b""
             exchange = self._to_begin
             if exchange is not None:
                 self._to_begin = None
@@ -157,6 +167,36 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                     self._start_head_timer()
         finally:
             inline_task.leave()
+
+    def _is_known(self, data: bytes) -> bool:
+        """Serve a whole request whose head, but for its length, is the one before it on this
+        connection: clients send the same head again and again, and it parses to the same."""
+        known = self._known
+        # Between messages, not only after an answer: that may have come before its request's end,
+        # and what follows then is body, whatever it looks like.
+        if known is None or not self._is_between or not data.startswith(known.before):
+            return False
+        cycle: Any = self.cycle
+        if self.parser is None or (cycle is not None and not cycle.response_complete):
+            return False
+        start = len(known.before)
+        end = data.find(b"\r", start, start + 10)
+        length = data[start:end]
+        if end < 0 or not length.isdigit() or not data.startswith(known.after, end):
+            return False
+        body_at = end + len(known.after)
+        if len(data) != body_at + int(length):
+            return False
+        headers = known.headers.copy()
+        headers[b"content-length"] = length
+        exchange = ClientExchange(
+            self, known.route, headers, keep_alive=True, chunks=True, expects_continue=False
+        )
+        self._exchange = self.cycle = exchange  # type: ignore[assignment]
+        exchange.on_body(data[body_at:])
+        exchange.on_body_end()
+        exchange.begin()
+        return True
 
     def pause_writing(self) -> None:
         cycle: Any = self.cycle
@@ -179,6 +219,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         # How much of the present data is this head is not known: the rest of it is counted.
         self._in_head = True
+        self._is_between = False
         self._head_bytes = max(self._head_bytes, 1)
         self._discarded = 0
         self.url = b""
@@ -221,6 +262,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             chunks=is_current,
             expects_continue=self.expect_100_continue,
         )
+        self._known = _known_head(self._raw, exchange) if exchange.keep_alive else None
         self.cycle = exchange  # type: ignore[assignment]
         if before is None or before.response_complete:
             self._to_begin = exchange
@@ -240,6 +282,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._is_between = True
         exchange = self._exchange
         if exchange is None:
             super().on_message_complete()
@@ -336,6 +379,39 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 )
             else:
                 self.transport.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _KnownHead:
+    """A head that was parsed, cut around the digits of its content-length.
+
+    It belongs to one connection and ends with it: it holds the client's key.
+    """
+
+    before: bytes
+    after: bytes
+    headers: dict[bytes, bytes]
+    route: InferenceRoute
+
+
+def _known_head(data: bytes, exchange: ClientExchange) -> _KnownHead | None:
+    """The head of ``data``, if that is all of the one request ``exchange`` and nothing about it is
+    special; the parser has accepted its head.
+
+    Args:
+        data: begins with a message; empty if it is not known to.
+    """
+    headers = exchange.headers
+    end = data.find(b"\r\n\r\n")
+    if end < 0 or not data.startswith(b"POST ") or b"transfer-encoding" in headers:
+        return None
+    if b"expect" in headers or b"upgrade" in headers or b"connection" in headers:
+        return None
+    found = _CONTENT_LENGTH.findall(data, 0, end + 2)
+    place = _CONTENT_LENGTH.search(data, 0, end + 2)
+    if place is None or len(found) != 1 or len(data) != end + 4 + int(place[1]):
+        return None  # another request may follow, and these headers may be that one's
+    return _KnownHead(data[: place.start(1)], data[place.end(1) : end + 4], headers, exchange.route)
 
 
 def _path_of(url: bytes) -> bytes:

@@ -120,6 +120,7 @@ class InferenceCall:
         self.read_at = self.arrived
         self.queue_s = 0.0
         self.failed_s = 0.0
+        self.own_s = 0.0  # our own work on the attempt that counts, both ways
         self.model = UNKNOWN_MODEL
         self.raw = b""
         self.body: dict[str, Any] = {}
@@ -291,7 +292,10 @@ class InferenceCall:
         body, withhold_usage = self._body_for(engine, ticket.info.band)
         parts = [engine.post_head(self.route.upstream, len(body), self._upstream_headers()), body]
         overhead_s = clock() - self.read_at - self.queue_s - self.failed_s
-        exchange = await self._send(ticket, engine, parts)
+        self.own_s = overhead_s
+        exchange = await engine.pool.exchange(
+            parts, partial(self._bind, ticket), lambda: not ticket.gone
+        )
         service.health.succeeded(engine.name)
         service.metrics.sent(self.route.label, self.model, self.queue_s, overhead_s)
         headers = self._answer_headers(engine.header_name, overhead_s)
@@ -311,13 +315,9 @@ class InferenceCall:
         self._learn(ticket, vectors.usage)
         headers = self._answer_headers(ticket.batched_by, overhead_s)
         self.reply.whole(200, body, headers=headers)
+        own_s = clock() - self.read_at - self.queue_s - self.failed_s - in_engine_s
+        service.metrics.answered(self.route.label, self.model, own_s)
         return 200
-
-    async def _send(self, ticket: Ticket, engine: Engine, parts: list[bytes]) -> Exchange:
-        """Send the request and wait for the head of the answer."""
-        return await engine.pool.exchange(
-            parts, lambda exchange: self._bind(ticket, exchange), lambda: not ticket.gone
-        )
 
     @staticmethod
     def _bind(ticket: Ticket, exchange: Exchange) -> None:
@@ -372,7 +372,7 @@ class InferenceCall:
         if self.lease is not None:
             self.lease.used(usage.total)
         if usage is not NO_USAGE:
-            service.metrics.used(self.model, usage)
+            service.metrics.used(self.route.label, self.model, usage)
             service.classifier.learn(ticket.info, usage.prompt_tokens, usage.output_tokens)
 
     # -- what goes to the engine, what goes to the client -----------------------------------
