@@ -63,7 +63,7 @@ class Software(_Part):
     libc: str
     python: str
     implementation: str
-    control_plane: str = "interpreted"
+    control_plane: str
     """``compiled``, or why Python ran its sources."""
     packages_file: str
     packages_sha256: str

@@ -205,7 +205,11 @@ def test_both_drivers_tell_the_control_plane_the_same_of_the_same_streams(
     )
     stories = streams(live)
     assert len(stories) > 200
-    for story, other in zip(stories, streams(simulated), strict=True):
+    for whole, other in zip(stories, streams(simulated), strict=True):
+        # The last token and the end come at one instant, in one read or in two: a report may be
+        # due in between.
+        story = [one for one in whole if one[0] is not Progress or one[1] < whole[-1][1] - 1e-6]
+        assert len(whole) - len(story) <= 1
         assert [(kind, n) for kind, _, n in story] == [(kind, n) for kind, _, n in other]
         assert [at for _, at, _ in story] == pytest.approx([at for _, at, _ in other], abs=1e-6)
         kinds = [kind for kind, _, _ in story]
