@@ -80,6 +80,7 @@ class AnswerRelay:
                 return status
             return await self._assemble()
         answer, ended = await exchange.read_all(self._service.limits.max_buffered_answer_bytes)
+        came = clock()
         if status >= 400:
             exchange.abort(FailureCause.STATUS, "sent an error")
             return await self._relay_error(status, wrapped_error(self._engine.name, status, answer))
@@ -90,8 +91,14 @@ class AnswerRelay:
         if self._ticket.batch is not None and (name := self._call.alias_of(self._engine)):
             # As where it is merged: what a client sees does not depend on who else asked.
             answer = replaced(answer, "model", name)
-        await self._reply.whole(status, answer, exchange.content_type or JSON, self._headers)
+        self._reply.whole(status, answer, exchange.content_type or JSON, self._headers)
+        self._answered(clock() - came)
         return status
+
+    def _answered(self, back_s: float) -> None:
+        """Note our own time for the whole request, ``back_s`` of it on the way back."""
+        call = self._call
+        self._service.metrics.answered(call.route.label, call.model, call.own_s + back_s)
 
     async def _relay_events(self, withhold_usage: bool) -> None:
         """A stream that the client asked for: events pass as they come."""
@@ -101,59 +108,63 @@ class AnswerRelay:
         data = await exchange.read()
         if not data:
             raise UpstreamError(FailureCause.PROTOCOL, "ended its stream before it began")
+        came = clock()
+        back_s = 0.0
         scheduler.first_token(ticket)
-        progress = StreamProgress(partial(scheduler.progress, ticket), clock())
-        metrics.first_token(self._call.route.label, self._call.model, clock() - self._call.arrived)
-        await reply.start(
-            200, exchange.content_type, [*self._headers, (b"cache-control", b"no-cache")]
-        )
+        progress = StreamProgress(partial(scheduler.progress, ticket), came)
+        metrics.first_token(self._call.route.label, self._call.model, came - self._call.arrived)
+        reply.start(200, exchange.content_type, [*self._headers, (b"cache-control", b"no-cache")])
         self._call.relay = relay
-        stall = StallGuard(self._service.limits.client_stall_s, self._call.cut)
         out = relay.feed(data)
         try:
             while True:
-                if out:
-                    stall.sending()
-                    await reply.more(out)
-                    stall.sent()
+                ready = not out or reply.more(out)
+                back_s += clock() - came
+                if not ready:
+                    await self._drained()
                 if relay.done or not (data := await exchange.read()):
                     break
+                came = clock()
                 out = relay.feed(data)
                 if not relay.done:
-                    progress.passed(out, clock())
+                    progress.passed(out, came)
         except UpstreamError:
             if not relay.done:
                 raise
             # The answer was whole; that the engine then dropped the connection harms nobody.
-        finally:
-            stall.stop()
         rest = relay.rest()
         if not relay.complete:
             raise UpstreamError(
                 FailureCause.PROTOCOL, "ended its stream without finishing the answer"
             )
         self._call.done(self._ticket, relay.usage)
-        await reply.end(rest)
+        reply.end(rest)
+        self._answered(back_s)
 
     async def _relay_big(self, first: bytes) -> None:
         """An answer too big to hold: passed on in pieces."""
         reply, exchange = self._reply, self._exchange
-        await reply.start(
+        reply.start(
             exchange.status, exchange.content_type or JSON, self._headers, exchange.content_length
         )
-        stall = StallGuard(self._service.limits.client_stall_s, self._call.cut)
         tail, data = b"", first
+        while data:
+            if not reply.more(data):
+                await self._drained()
+            tail = (tail + data)[-8192:] if len(data) < 8192 else data[-8192:]
+            data = await exchange.read()
+        self._call.done(self._ticket, usage_in_tail(tail))
+        reply.end()
+
+    async def _drained(self) -> None:
+        """The client is slow: wait for it, but not for ever."""
+        reply = self._reply
+        stall = StallGuard(self._service.limits.client_stall_s, reply.cut)
+        stall.sending()
         try:
-            while data:
-                stall.sending()
-                await reply.more(data)
-                stall.sent()
-                tail = (tail + data)[-8192:] if len(data) < 8192 else data[-8192:]
-                data = await exchange.read()
+            await reply.drained()
         finally:
             stall.stop()
-        self._call.done(self._ticket, usage_in_tail(tail))
-        await reply.end()
 
     async def _assemble(self) -> int:
         """The engine streams, the client did not ask for it: collect the whole answer."""
@@ -182,7 +193,7 @@ class AnswerRelay:
                 FailureCause.PROTOCOL, "ended its stream without finishing the answer"
             )
         self._call.done(self._ticket, assembly.usage)
-        await self._reply.whole(200, assembly.answer(), JSON, self._headers)
+        self._reply.whole(200, assembly.answer(), JSON, self._headers)
         return 200
 
     async def _relay_error(self, status: int, error: WrappedError) -> int:
@@ -205,5 +216,5 @@ class AnswerRelay:
         shown = HttpError(status, error.message, code=error.code, param=error.param)
         if self._call.plan.may_follow_error(shown):
             raise shown
-        await self._reply.whole(status, error.body, headers=self._headers)
+        self._reply.whole(status, error.body, headers=self._headers)
         return status

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from sage_gateway.client_exchange import ClientExchange
 from sage_gateway.errors import ClientGone, HttpError
 from sage_gateway.gateway import Gateway
 from sage_gateway.reply import Reply, Send, request_id_of
@@ -59,19 +60,27 @@ class GatewayApp:
         except ClientGone:
             return
         except Exception:
-            log.exception(
-                "request failed inside the gateway",
-                extra={"fields": {"request_id": reply.request_id.decode("ascii")}},
-            )
+            _log_failure(reply.request_id)
             if reply.status:
                 raise
-            await reply.error(
-                HttpError(
-                    500,
-                    "The gateway failed; its log says why under this request's id.",
-                    code="internal_error",
-                )
-            )
+            await reply.error(_internal_error())
+
+    async def serve(self, exchange: ClientExchange) -> None:
+        """Serve an inference request, which comes straight from its connection."""
+        try:
+            caller = self.gateway.keys.caller(exchange.headers)
+            await self.gateway.inference.serve(exchange.route, caller, exchange)
+        except HttpError as error:
+            if not exchange.status:
+                exchange.error(error)
+        except ClientGone:
+            return
+        except Exception:  # noqa: BLE001 - logged and answered with 500
+            _log_failure(exchange.request_id)
+            if exchange.status:
+                exchange.cut()
+                return
+            exchange.error(_internal_error())
 
     async def _route(
         self,
@@ -83,12 +92,8 @@ class GatewayApp:
     ) -> None:
         path: str = scope["path"]
         method: str = scope["method"]
-        route = INFERENCE_ROUTES.get(path)
-        if route is not None:
-            _allow(method, ("POST",))
-            caller = self.gateway.keys.caller(headers)
-            await self.gateway.inference.serve(route, caller, scope, headers, receive, reply)
-            return
+        if path in INFERENCE_ROUTES:
+            _allow(method, ("POST",))  # a POST does not come here: see serve()
         plain = self._plain.get(path)
         if plain is not None:
             _allow(method, ("GET", "HEAD"))
@@ -159,6 +164,19 @@ class GatewayApp:
         from sage_gateway.management import management_app
 
         return management_app(self.gateway)
+
+
+def _log_failure(request_id: bytes) -> None:
+    log.exception(
+        "request failed inside the gateway",
+        extra={"fields": {"request_id": request_id.decode("ascii")}},
+    )
+
+
+def _internal_error() -> HttpError:
+    return HttpError(
+        500, "The gateway failed; its log says why under this request's id.", code="internal_error"
+    )
 
 
 def _allow(method: str, allowed: tuple[str, ...]) -> None:

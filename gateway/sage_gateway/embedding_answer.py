@@ -1,8 +1,8 @@
 """An engine's answer to an embedding call, cut into vectors without touching their bytes.
 
-The answer is read twice by the JSON parser, once as it is and once with a mark in place of each
-vector: the first says that it is JSON and how long each vector is, the second which bytes belong to
-which input. Whatever is not exactly as asked is refused: a client must never get another's vector.
+The JSON parser reads the answer with a mark in place of each vector, which says which bytes belong
+to which input, and each vector by itself, which says that it is JSON and how long it is. Whatever
+is not exactly as asked is refused: a client must never get another's vector.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 
 import orjson
 
-# A raw "embedding" before a colon can only be a key: inside a string its quotes are escaped.
-_VECTOR = re.compile(rb'"embedding"\s*:\s*(\[[^\[\]"{}]*\]|"[A-Za-z0-9+/=_-]*")')
-_NUMBERS = b"0123456789+-.eE, \t\r\n[]"
+# Raw, in quotes and before a colon, it can only be a key: inside a string its quotes are escaped.
+_KEY = b'"embedding"'
+_COLON = re.compile(rb"\s*:\s*")
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_-"
 _MARK = secrets.token_hex(8)  # no engine can know it
 
 
@@ -46,26 +47,22 @@ def read_vectors(answer: bytes, count: int) -> Vectors:
         BadAnswer: it is not JSON, holds another number of vectors, or not in the order of the
             inputs, or vectors of several lengths or kinds, or something else in their place.
     """
-    whole = _parsed(answer)
+    found, rest = _cut(answer)
+    whole = _parsed(rest)
     data = whole.get("data")
     if not isinstance(data, list):
         raise BadAnswer("answered without a list 'data'")
     if len(data) != count:
         raise BadAnswer(f"answered {len(data)} vectors to {count} inputs")
-    found, marked_bytes = _cut(answer)
-    marked = _parsed(marked_bytes)
-    shape: tuple[type, int] | None = None
-    for index, (item, seen) in enumerate(zip(data, marked["data"], strict=True)):
+    shape: tuple[bool, int] | None = None
+    for index, item in enumerate(data):
         if not isinstance(item, dict):
             raise BadAnswer(f"answered with something that is no object as vector {index}")
         if item.get("index", index) != index or isinstance(item.get("index"), bool):
             raise BadAnswer(f"answered vector {index} under the index {item['index']!r:.40}")
-        if f'"{seen.get("embedding")}"'.encode() != _mark(index):
+        if item.get("embedding") != _mark(index):
             raise BadAnswer(f"answered without a vector {index}")
-        vector = item["embedding"]
-        own = (type(vector), len(vector))
-        if not vector or (isinstance(vector, list) and found[index].translate(None, _NUMBERS)):
-            raise BadAnswer(f"answered with something that is no vector as vector {index}")
+        own = _shape(found[index], index)
         if shape is None:
             shape = own
         elif own != shape:
@@ -82,13 +79,54 @@ def _cut(answer: bytes) -> tuple[list[bytes], bytes]:
     found: list[bytes] = []
     rest: list[bytes] = []
     position = 0
-    for match in _VECTOR.finditer(answer):
-        start, end = match.span(1)
-        rest += (answer[position:start], _mark(len(found)))
-        found.append(answer[start:end])
-        position = end
+    at = answer.find(_KEY)
+    while at >= 0:
+        at += len(_KEY)
+        colon = _COLON.match(answer, at)
+        if colon is not None and (vector := _vector_at(answer, colon.end())):
+            start = colon.end()
+            rest += (answer[position:start], b'"%b"' % _mark(len(found)).encode())
+            found.append(vector)
+            position = at = start + len(vector)
+        at = answer.find(_KEY, at)
     rest.append(answer[position:])
     return found, b"".join(rest)
+
+
+def _vector_at(answer: bytes, start: int) -> bytes:
+    """What may be a vector there: an array without arrays, objects and texts in it, or a text.
+    Empty if it is neither."""
+    opening = answer[start : start + 1]
+    if opening == b"[":
+        end = answer.find(b"]", start)
+        vector = answer[start : end + 1]
+        simple = b'"' not in vector and b"{" not in vector and b"}" not in vector
+        return vector if simple and vector.find(b"[", 1) < 0 else b""
+    if opening == b'"':
+        end = answer.find(b'"', start + 1)
+        vector = answer[start : end + 1]
+        return vector if not vector[1:-1].translate(None, _BASE64) else b""
+    return b""
+
+
+def _shape(vector: bytes, index: int) -> tuple[bool, int]:
+    """Whether it is an array, and how long it is.
+
+    Raises:
+        BadAnswer: it is not JSON, or empty, or holds something else than numbers.
+    """
+    if vector.startswith(b'"'):
+        if len(vector) > 2:
+            return False, len(vector)
+    else:
+        try:
+            numbers = orjson.loads(vector)
+        except orjson.JSONDecodeError:
+            raise BadAnswer("answered with something that is not JSON") from None
+        # Of what an array without texts may hold, only true, false and null have these letters.
+        if numbers and b"u" not in vector and b"f" not in vector:
+            return True, len(numbers)
+    raise BadAnswer(f"answered with something that is no vector as vector {index}")
 
 
 def _parsed(answer: bytes) -> dict[str, Any]:
@@ -101,8 +139,8 @@ def _parsed(answer: bytes) -> dict[str, Any]:
     return content
 
 
-def _mark(number: int) -> bytes:
-    return b'"%b:%d"' % (_MARK.encode(), number)
+def _mark(number: int) -> str:
+    return f"{_MARK}:{number}"
 
 
 def _count(value: Any) -> int | None:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +19,7 @@ import orjson
 
 from sage_gateway.answer_relay import AnswerRelay
 from sage_gateway.auth import Caller
+from sage_gateway.client_exchange import ClientExchange
 from sage_gateway.config import ServerLimits
 from sage_gateway.cooldown import no_cooldown
 from sage_gateway.embedding_call import EmbeddingCall
@@ -25,13 +27,12 @@ from sage_gateway.engines import Engine, EngineRegistry
 from sage_gateway.errors import ClientGone, HttpError, error_event
 from sage_gateway.fallbacks import Failure, FallbackRules
 from sage_gateway.health import HealthMonitor
-from sage_gateway.http_protocol import ABORT
 from sage_gateway.json_splice import splice
 from sage_gateway.metrics import GatewayMetrics
 from sage_gateway.model_plan import ModelPlan
 from sage_gateway.rate_limits import Lease, rate_headers, reserve
-from sage_gateway.reply import HeaderList, Reply
-from sage_gateway.request_body import Receive, parse_body, read_body
+from sage_gateway.reply import HeaderList
+from sage_gateway.request_body import parse_body
 from sage_gateway.routes import InferenceRoute
 from sage_gateway.scheduler import Refused, Scheduler, Ticket, clock
 from sage_gateway.sse_relay import SseRelay
@@ -73,10 +74,7 @@ class InferenceService:
         self,
         route: InferenceRoute,
         caller: Caller,
-        scope: dict[str, Any],
-        headers: dict[bytes, bytes],
-        receive: Receive,
-        reply: Reply,
+        exchange: ClientExchange,
     ) -> None:
         """Serve one request; raises only what says that it cannot be answered by itself.
 
@@ -84,9 +82,9 @@ class InferenceService:
             HttpError: answer with this.
             ClientGone: nobody is there to answer.
         """
-        call = InferenceCall(self, route, scope, headers, reply)
+        call = InferenceCall(self, route, exchange)
         try:
-            await call.run(caller, receive)
+            await call.run(caller)
         except HttpError as error:
             call.observe(error.status)
             raise
@@ -97,9 +95,9 @@ class InferenceService:
             # The time for a graceful shutdown is over. This is the task's last act.
             call.observe(503)
             message = "The gateway is shutting down."
-            if not reply.status:
+            if not exchange.status:
                 raise HttpError(503, message, code="shutting_down", headers=_SOON) from None
-            await call.break_off(503, message)
+            call.break_off(503, message)
         except Exception:
             call.observe(500)
             raise
@@ -112,19 +110,17 @@ class InferenceCall:
         self,
         service: InferenceService,
         route: InferenceRoute,
-        scope: dict[str, Any],
-        headers: dict[bytes, bytes],
-        reply: Reply,
+        reply: ClientExchange,
     ) -> None:
         self.service = service
         self.route = route
-        self.headers = headers
+        self.headers = reply.headers
         self.reply = reply
-        self.loop = asyncio.get_running_loop()
         self.arrived = clock()
         self.read_at = self.arrived
         self.queue_s = 0.0
         self.failed_s = 0.0
+        self.own_s = 0.0  # our own work on the attempt that counts, both ways
         self.model = UNKNOWN_MODEL
         self.raw = b""
         self.body: dict[str, Any] = {}
@@ -134,13 +130,12 @@ class InferenceCall:
         self.lease: Lease | None = None
         self.tried: set[str] = set()
         self.relay: SseRelay | None = None
-        self.cut = scope.get("extensions", {}).get(ABORT)
 
-    async def run(self, caller: Caller, receive: Receive) -> None:
+    async def run(self, caller: Caller) -> None:
         limits = self.service.limits
         _check_content_type(self.headers)
-        self.raw = await read_body(
-            receive, self.headers, max_bytes=limits.max_body_bytes, timeout_s=limits.read_timeout_s
+        self.raw = await self.reply.body(
+            max_bytes=limits.max_body_bytes, timeout_s=limits.read_timeout_s
         )
         self.read_at = clock()
         self.body = parse_body(self.raw, self.route.required)
@@ -149,7 +144,7 @@ class InferenceCall:
         try:
             while True:
                 try:
-                    await self._serve(caller, receive)
+                    await self._serve(caller)
                     return
                 except HttpError as error:
                     before = self.plan.pool
@@ -160,7 +155,7 @@ class InferenceCall:
             if self.lease is not None:
                 self.lease.close(clock(), answered=0 < self.reply.status < 400)
 
-    async def _serve(self, caller: Caller, receive: Receive) -> None:
+    async def _serve(self, caller: Caller) -> None:
         """Let the engines of the plan's present pool answer."""
         service, plan = self.service, self.plan
         if plan.may_follow(Failure.GENERAL) and not service.scheduler.may_serve(plan.pool):
@@ -176,11 +171,12 @@ class InferenceCall:
         call = None if info.merge_key is None else EmbeddingCall(self.raw, self.body, plan.name)
         ticket = service.scheduler.submit(info, call)
         ticket.may_leave = plan.may_follow(Failure.GENERAL)
-        watcher = self.loop.create_task(_watch_client(receive, service.scheduler, ticket))
+        if self.reply.gone:
+            service.scheduler.client_gone(ticket)
+        self.reply.when_gone(partial(service.scheduler.client_gone, ticket))
         try:
             await self._until_answered(ticket)
         finally:
-            watcher.cancel()
             service.scheduler.release(ticket)
 
     def _classified(self, caller: Caller) -> RequestInfo:
@@ -271,7 +267,7 @@ class InferenceCall:
                 if not self.reply.status:
                     continue
                 status = 504 if error.cause is FailureCause.TIMEOUT else 502
-                await self.break_off(
+                self.break_off(
                     status, f"Engine {name!r} {error.message}; the answer is incomplete."
                 )
             self.observe(status)
@@ -287,7 +283,10 @@ class InferenceCall:
         body, withhold_usage = self._body_for(engine, ticket.info.band)
         parts = [engine.post_head(self.route.upstream, len(body), self._upstream_headers()), body]
         overhead_s = clock() - self.read_at - self.queue_s - self.failed_s
-        exchange = await self._send(ticket, engine, parts)
+        self.own_s = overhead_s
+        exchange = await engine.pool.exchange(
+            parts, partial(self._bind, ticket), lambda: not ticket.gone
+        )
         service.health.succeeded(engine.name)
         service.metrics.sent(self.route.label, self.model, self.queue_s, overhead_s)
         headers = self._answer_headers(engine.header_name, overhead_s)
@@ -306,14 +305,10 @@ class InferenceCall:
         service.metrics.sent(self.route.label, self.model, self.queue_s, overhead_s)
         self._learn(ticket, vectors.usage)
         headers = self._answer_headers(ticket.batched_by, overhead_s)
-        await self.reply.whole(200, body, headers=headers)
+        self.reply.whole(200, body, headers=headers)
+        own_s = clock() - self.read_at - self.queue_s - self.failed_s - in_engine_s
+        service.metrics.answered(self.route.label, self.model, own_s)
         return 200
-
-    async def _send(self, ticket: Ticket, engine: Engine, parts: list[bytes]) -> Exchange:
-        """Send the request and wait for the head of the answer."""
-        return await engine.pool.exchange(
-            parts, lambda exchange: self._bind(ticket, exchange), lambda: not ticket.gone
-        )
 
     @staticmethod
     def _bind(ticket: Ticket, exchange: Exchange) -> None:
@@ -350,13 +345,13 @@ class InferenceCall:
         )
         service.scheduler.failed(ticket, error.cause, message, retryable=retryable)
 
-    async def break_off(self, status: int, message: str) -> None:
+    def break_off(self, status: int, message: str) -> None:
         """The answer ends after its first byte and before its end: it must not look finished."""
         if self.relay is not None:
             event = error_event(status, message, code="answer_incomplete")
-            await self.reply.end(self.relay.before_error() + event)
-        elif self.cut is not None:
-            self.cut()
+            self.reply.end(self.relay.before_error() + event)
+        else:
+            self.reply.cut()
 
     def done(self, ticket: Ticket, usage: Usage) -> None:
         """The engine has finished: settle the books and learn from its token counts."""
@@ -368,7 +363,7 @@ class InferenceCall:
         if self.lease is not None:
             self.lease.used(usage.total)
         if usage is not NO_USAGE:
-            service.metrics.used(self.model, usage)
+            service.metrics.used(self.route.label, self.model, usage)
             service.classifier.learn(ticket.info, usage.prompt_tokens, usage.output_tokens)
 
     # -- what goes to the engine, what goes to the client -----------------------------------
@@ -485,15 +480,6 @@ class InferenceCall:
         return HttpError(
             reject.status, reject.message, code=reject.code, param=param, headers=tuple(headers)
         )
-
-
-async def _watch_client(receive: Receive, scheduler: Scheduler, ticket: Ticket) -> None:
-    """Cancel the request when its client goes. Ends with the answer at the latest."""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            scheduler.client_gone(ticket)
-            return
 
 
 def _check_content_type(headers: dict[bytes, bytes]) -> None:

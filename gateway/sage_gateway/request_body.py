@@ -18,10 +18,43 @@ _SLOWEST_BYTES_PER_S = 16 * 1024
 _LONGEST_MODEL = 1024
 
 
+class BodyTimer:
+    """Time for a body to come: ``timeout_s`` to begin with, and a second for each stretch of bytes.
+
+    Args:
+        wake: called when the time that was granted at the last look is over; look again then.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, timeout_s: float, wake: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._timeout_s = timeout_s
+        self._started = loop.time()
+        self._wake = wake
+        self._timer: asyncio.TimerHandle | None = None
+
+    def late(self, size: int) -> bool:
+        """Whether ``size`` bytes are too few by now."""
+        ends = self._started + self._timeout_s + size / _SLOWEST_BYTES_PER_S
+        if self._loop.time() >= ends:
+            return True
+        self.stop()
+        # uvloop's clock counts milliseconds: a timer may ring a little early.
+        self._timer = self._loop.call_at(ends + 0.002, self._wake)
+        return False
+
+    def stop(self) -> None:
+        """The body has come, or nobody waits for it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
 async def read_body(
     receive: Receive, headers: dict[bytes, bytes], *, max_bytes: int, timeout_s: float
 ) -> bytes:
-    """The whole body.
+    """The whole body of a request that came by ASGI.
 
     Raises:
         HttpError: 413 as soon as it is over ``max_bytes`` (declared, or while it comes in);
@@ -30,7 +63,7 @@ async def read_body(
     """
     declared = headers.get(b"content-length")
     if declared is not None and int(declared) > max_bytes:
-        raise _too_large(max_bytes)
+        raise body_too_large(max_bytes)
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None
@@ -53,7 +86,7 @@ async def read_body(
             part = message.get("body", b"")
             size += len(part)
             if size > max_bytes:
-                raise _too_large(max_bytes)
+                raise body_too_large(max_bytes)
             parts.append(part)
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -151,7 +184,8 @@ def _json_kind(value: Any) -> str:
     return kinds.get(type(value), "null")
 
 
-def _too_large(max_bytes: int) -> HttpError:
+def body_too_large(max_bytes: int) -> HttpError:
+    """The answer to a body over the limit."""
     return HttpError(
         413,
         f"The body is larger than {max_bytes} bytes, the limit of this gateway.",

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from sage_gateway.embedding_call import EmbeddingCall
 from sage_gateway.errors import ClientGone, HttpError
+from sage_gateway.inline_task import Waiter, waiter
 from sage_gateway.recording import Recorder
 from sage_gateway.upstream import Exchange
 from sage_gateway.usage import Usage
@@ -123,7 +124,7 @@ class Ticket:
         """What an engine said of its input."""
         self.may_leave = False
         """Another model may answer: it need not wait for engines to come back."""
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: Waiter | None = None
 
     async def placed(self) -> str | None:
         """Wait for an engine and return its name; None: ``vectors`` are the answer.
@@ -141,7 +142,7 @@ class Ticket:
                 return self.engine
             if self.vectors is not None and self.vectors.complete:
                 return None
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = waiter(asyncio.get_running_loop())
             try:
                 await self._waiter
             finally:

@@ -22,8 +22,9 @@ from sage_gateway.app import GatewayApp
 from sage_gateway.auth import KeyRing
 from sage_gateway.config import GatewayConfig, parse_config
 from sage_gateway.gateway import Gateway
-from sage_gateway.http_protocol import limited_protocol
+from sage_gateway.http_protocol import LimitedHttpProtocol, limited_protocol
 from sage_gateway.reload import ConfigSource
+from sage_gateway.routes import INFERENCE_ROUTES
 from sage_prefect.common.compiled import compiled_state
 from sage_prefect.common.errors import PortInUseError, ServiceError, SettingsError
 from sage_prefect.common.keys import read_master_key
@@ -176,7 +177,9 @@ def make_server(app: GatewayApp, config: GatewayConfig) -> GatewayServer:
     return GatewayServer(
         uvicorn.Config(
             app,
-            http=limited_protocol(limits.max_header_bytes, limits.read_timeout_s),
+            http=limited_protocol(
+                limits.max_header_bytes, limits.read_timeout_s, app.serve, INFERENCE_ROUTES
+            ),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -198,6 +201,13 @@ class GatewayServer(uvicorn.Server):
         await super().startup(sockets=sockets)
         if self.started and self.on_ready is not None:
             self.on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Uvicorn's, which knows of tasks only; inference requests that are left end here."""
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, LimitedHttpProtocol):
+                connection.cancel_exchange()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 
 import httptools
 
+from sage_gateway import inline_task
+from sage_gateway.inline_task import Waiter, waiter
 from sage_prefect.control_plane.events import FailureCause
 
 # The engine is read no further while the client has this much still to take.
 HIGH_WATER = 256 * 1024
 LOW_WATER = 64 * 1024
 MAX_HEAD_BYTES = 64 * 1024
+_JOINED_BYTES = 32 * 1024  # a copy of so little is cheaper than a list of buffers
 
 
 class UpstreamError(Exception):
@@ -65,7 +68,6 @@ class Exchange:
         "_limit_s",
         "_loop",
         "_paused",
-        "_timer",
         "_waiter",
         "_waits_for_end",
         "chunked",
@@ -85,7 +87,7 @@ class Exchange:
         self._buffered = 0
         self._finished = False
         self._paused = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: Waiter | None = None
         self._waits_for_end = False
         self.error: UpstreamError | None = None
         self.status = 0
@@ -95,13 +97,10 @@ class Exchange:
         self.retry_after: bytes | None = None
         self.head_done = False
         self.first_byte_at = 0.0
-        # One timer per exchange, moved lazily: activity is a number, not a new timer.
+        # The connection's timer asks now and then: activity is a number, not a new timer.
         self._limit_s = timeouts.first_byte_s
         self._idle_s = timeouts.idle_s
         self._last_activity = self._loop.time()
-        self._timer: asyncio.TimerHandle | None = self._loop.call_later(
-            min(self._limit_s, self._idle_s), self._check_time
-        )
 
     # -- for the caller -------------------------------------------------------------------
 
@@ -173,7 +172,6 @@ class Exchange:
 
     def on_end(self) -> None:
         self._finished = True
-        self._stop_timer()
         self.wake()
 
     def fail(self, cause: FailureCause, message: str) -> None:
@@ -181,7 +179,6 @@ class Exchange:
         if self._finished or self.error is not None:
             return
         self.error = UpstreamError(cause, message, answered=self.head_done)
-        self._stop_timer()
         self._connection.close()
         self.wake()
 
@@ -193,7 +190,7 @@ class Exchange:
     # -- inside ---------------------------------------------------------------------------
 
     async def _wait(self) -> None:
-        self._waiter = self._loop.create_future()
+        self._waiter = waiter(self._loop)
         try:
             await self._waiter
         finally:
@@ -218,24 +215,21 @@ class Exchange:
         if self.error is not None and not (after_head and self._chunks):
             raise self.error
 
-    def _check_time(self) -> None:
+    def time_left(self) -> float | None:
+        """Seconds until its time limit is to be checked again; None: it is over. Fails it when its
+        time has come."""
         if self._finished or self.error is not None:
-            return
+            return None
         wait = self._last_activity + self._limit_s - self._loop.time()
         if self._paused:
             # The client is slow, not the engine: its own limit is the relay's business.
             wait = self._limit_s
         if wait > 0:
             # Never later than the idle limit: it starts to count with the first byte.
-            self._timer = self._loop.call_later(min(wait + 0.001, self._idle_s), self._check_time)
-            return
+            return min(wait + 0.001, self._idle_s)
         what = "sent nothing more" if self.first_byte_at else "did not answer"
         self.fail(FailureCause.TIMEOUT, f"{what} within {self._limit_s:g} s")
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        return None
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -262,6 +256,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = None
         self._head_bytes = 0
         self._closed = False
+        # One timer for all exchanges: it is left to ring, and asks the exchange that is there then.
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
 
     @property
     def alive(self) -> bool:
@@ -278,12 +275,16 @@ class UpstreamConnection(asyncio.Protocol):
             raise RuntimeError("connection is not free. This is a bug.")
         if not self.alive:
             raise UpstreamError(FailureCause.RESET, "closed the connection at once")
-        # llhttp keeps "last message" state; a fresh parser per exchange costs 2 us.
-        self._parser = httptools.HttpResponseParser(self)
+        if self._parser is None:
+            self._parser = httptools.HttpResponseParser(self)
         self._head_bytes = 0
         self.used += 1
         exchange = self._exchange = Exchange(self, timeouts)
-        self._transport.writelines(parts)
+        self._ring_within(min(timeouts.first_byte_s, timeouts.idle_s))
+        if len(parts[-1]) <= _JOINED_BYTES:
+            self._transport.write(b"".join(parts))
+        else:
+            self._transport.writelines(parts)
         return exchange
 
     def pause(self) -> None:
@@ -297,6 +298,7 @@ class UpstreamConnection(asyncio.Protocol):
     def close(self) -> None:
         """Close at once; what was not sent yet is thrown away."""
         self._closed = True
+        self._stop_timer()
         if self._transport is not None:
             self._transport.abort()
 
@@ -306,15 +308,22 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        exchange = self._exchange
-        if exchange is None or self._parser is None:
+        inline_task.enter()
+        try:
+            self._take(data)
+        finally:
+            inline_task.leave()
+
+    def _take(self, data: bytes) -> None:
+        exchange, parser = self._exchange, self._parser
+        if exchange is None or parser is None:
             # An engine that speaks unasked: never hand its bytes to the next request.
             self.close()
             return
         if not exchange.head_done:
             self._head_bytes += len(data)
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             exchange.fail(FailureCause.PROTOCOL, f"answered with invalid HTTP ({_clean(error)})")
             return
@@ -327,7 +336,15 @@ class UpstreamConnection(asyncio.Protocol):
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
+        inline_task.enter()
+        try:
+            self._lose(exc)
+        finally:
+            inline_task.leave()
+
+    def _lose(self, exc: Exception | None) -> None:
         self._closed = True
+        self._stop_timer()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             if exchange.head_done and exchange.content_length is None and not exchange.chunked:
@@ -388,6 +405,35 @@ class UpstreamConnection(asyncio.Protocol):
             self._on_idle(self)
         else:
             self.close()
+
+    # -- time limits ----------------------------------------------------------------------
+
+    def _ring_within(self, wait: float) -> None:
+        at = self.loop.time() + wait
+        if self._timer is not None:
+            if self._timer_at <= at:
+                return
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self.loop.call_later(wait, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        exchange = self._exchange
+        if exchange is None:
+            return
+        inline_task.enter()
+        try:
+            wait = exchange.time_left()
+        finally:
+            inline_task.leave()
+        if wait is not None:
+            self._ring_within(wait)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 def _clean(error: Exception) -> str:

@@ -58,14 +58,19 @@ class UpstreamPool:
         Raises:
             UpstreamError: no connection could be made.
         """
-        limits = timeouts or self.timeouts
-        horizon = asyncio.get_running_loop().time() - IDLE_LIMIT_S
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.alive and connection.idle_since >= horizon:
-                return connection.send(parts, limits), True
+        exchange = self._on_kept_connection(parts, timeouts or self.timeouts)
+        if exchange is not None:
+            return exchange, True
+        return await self.request_fresh(parts, timeouts), False
+
+    def _on_kept_connection(self, parts: list[bytes], limits: Timeouts) -> Exchange | None:
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            if connection.alive and connection.idle_since >= connection.loop.time() - IDLE_LIMIT_S:
+                return connection.send(parts, limits)
             connection.close()
-        return await self.request_fresh(parts, limits), False
+        return None
 
     async def request_fresh(self, parts: list[bytes], timeouts: Timeouts | None = None) -> Exchange:
         """Send a request on a new connection.
@@ -74,10 +79,12 @@ class UpstreamPool:
             UpstreamError: no connection could be made.
         """
         limits = timeouts or self.timeouts
-        connection = UpstreamConnection(
-            asyncio.get_running_loop(), self._on_idle, self._on_connection_closed
+        loop = asyncio.get_running_loop()
+        connection = UpstreamConnection(loop, self._on_idle, self._on_connection_closed)
+        # A task of its own: connecting with a time limit needs one (see inline_task).
+        await loop.create_task(
+            open_connection(connection, self._host, self._port, self._tls, limits.connect_s)
         )
-        await open_connection(connection, self._host, self._port, self._tls, limits.connect_s)
         exchange = connection.send(parts, limits)
         self._all.add(connection)
         return exchange
@@ -95,14 +102,15 @@ class UpstreamPool:
         Raises:
             UpstreamError: the engine could not be reached, or failed.
         """
-        exchange, used_before = await self.request(parts)
+        kept = self._on_kept_connection(parts, self.timeouts)
+        exchange = kept if kept is not None else await self.request_fresh(parts)
         sent_at = time.monotonic()
         bind(exchange)
         try:
             await exchange.head()
         except UpstreamError as error:
             stale = (
-                used_before
+                kept is not None
                 and not error.answered
                 and error.cause is FailureCause.RESET
                 and is_wanted()

@@ -165,3 +165,99 @@ async def test_expect_continue(lab: Any) -> None:
     assert (await asyncio.wait_for(reader.readline(), 10)) == b"HTTP/1.1 200 OK\r\n"
     writer.close()
     await writer.wait_closed()
+
+
+def chat_head(lab: Any, length: int, key: str | None = None) -> bytes:
+    return (
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
+        f"authorization: Bearer {key or lab.KEY}\r\n"
+        f"content-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    ).encode()
+
+
+async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bytes:
+    """Send a request in one piece; the status line of its answer, which is read to its end."""
+    writer.write(request)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    await asyncio.wait_for(reader.readexactly(length), 10)
+    return head.partition(b"\r\n")[0]
+
+
+async def test_a_head_that_came_before_serves_again_with_another_length(lab: Any) -> None:
+    peer = await lab.peer()
+    gateway = await lab.gateway(lab.engine(peer))
+    reader, writer = await gateway.connect()
+    for word in ("one", "quite another one", "one", "x" * 3000):
+        body = orjson.dumps({**lab.CHAT, "user": word})
+        assert b" 200 " in await ask(reader, writer, chat_head(lab, len(body)) + body)
+        assert peer.posts[-1].json["user"] == word
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_known_head_with_a_body_in_pieces(lab: Any) -> None:
+    peer = await lab.peer()
+    gateway = await lab.gateway(lab.engine(peer))
+    reader, writer = await gateway.connect()
+    body = orjson.dumps(lab.CHAT)
+    whole = chat_head(lab, len(body)) + body
+    cuts = (10, len(whole) - len(body), len(whole) - 3)
+    for cut in cuts:
+        assert b" 200 " in await ask(reader, writer, whole)  # it is known, each time
+        writer.write(whole[:cut])
+        for _ in range(20):  # turns of the loop that the server shares with us: it reads each piece
+            await asyncio.sleep(0)
+        assert b" 200 " in await ask(reader, writer, whole[cut:])
+    assert [post.body for post in peer.posts] == [body] * 2 * len(cuts)
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_the_rest_of_a_body_is_no_request_even_if_it_looks_like_a_known_one(lab: Any) -> None:
+    """A request that was refused before its body came: what follows is that body, no request."""
+    peer = await lab.peer()
+    gateway = await lab.gateway(lab.engine(peer))
+    reader, writer = await gateway.connect()
+    body = orjson.dumps(lab.CHAT)
+    known = chat_head(lab, len(body)) + body
+    assert b" 200 " in await ask(reader, writer, known)
+    by_key = chat_head(lab, len(known), key="sk-wrong")
+    by_method = f"POST /health HTTP/1.1\r\nhost: x\r\ncontent-length: {len(known)}\r\n\r\n".encode()
+    for refused, status in ((by_method, b" 405 "), (by_key, b" 401 ")):
+        assert status in await ask(reader, writer, refused)
+        writer.write(known)  # the body of the refused one
+        for _ in range(20):  # turns of the loop that the server shares with us: it reads it alone
+            await asyncio.sleep(0)
+        assert b" 200 " in await ask(reader, writer, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert len(peer.posts) == 1
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_known_head_keeps_its_own_key(lab: Any) -> None:
+    """Two requests in one read: the head of the first must not be taken for the second's."""
+    peer = await lab.peer()
+    gateway = await lab.gateway(lab.engine(peer))
+    reader, writer = await gateway.connect()
+    body = orjson.dumps(lab.CHAT)
+    wrong = chat_head(lab, len(body), key="sk-wrong") + body
+    right = chat_head(lab, len(body)) + body
+    assert b" 401 " in await ask(reader, writer, wrong + right)
+    await reader.readuntil(b"200 OK")
+    await reader.readuntil(b'completion_tokens":2}}')
+    for _ in range(3):
+        assert b" 401 " in await ask(reader, writer, wrong)
+        assert b" 200 " in await ask(reader, writer, right)
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_whole_overhead_is_counted_for_whole_and_streamed_answers(lab: Any) -> None:
+    peer = await lab.peer()
+    gateway = await lab.gateway(lab.engine(peer))
+    for stream in (False, True):
+        await gateway.chat(stream=stream)
+    whole = gateway.metric("sage_gateway_whole_overhead_seconds_sum", route="chat")
+    assert gateway.metric("sage_gateway_whole_overhead_seconds_count", route="chat") == 2
+    assert whole > gateway.metric("sage_gateway_overhead_seconds_sum", route="chat") > 0

@@ -189,6 +189,9 @@ class _Transport:
 
     def abort(self) -> None: ...
 
+    def write(self, data: bytes) -> None:
+        pass
+
     def writelines(self, parts: list[bytes]) -> None: ...
 
 
