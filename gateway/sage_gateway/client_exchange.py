@@ -235,10 +235,9 @@ class ClientExchange:
             self.request_id,
             self._protocol.default_head(),
         )
-        if headers:
-            head += b"".join([b"%b: %b\r\n" % header for header in headers])
-        if self.extra:
-            head += b"".join([b"%b: %b\r\n" % header for header in self.extra])
+        for more in (headers, self.extra):
+            if more:
+                head += b"".join([b"%b: %b\r\n" % header for header in more])
         return head + (b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
 
     def _complete(self) -> None:
