@@ -111,7 +111,10 @@ def response_usage(value: Any) -> dict[str, Any] | None:
     thought = details.get("reasoning_tokens") if isinstance(details, Mapping) else None
     return {
         "input_tokens": given,
-        "input_tokens_details": {"cached_tokens": counts.cached_tokens or 0},
+        "input_tokens_details": {
+            "cached_tokens": counts.cached_tokens or 0,
+            "cache_write_tokens": 0,  # engines do not bill what they keep
+        },
         "output_tokens": made,
         "output_tokens_details": {"reasoning_tokens": thought or 0},
         "total_tokens": given + made,
