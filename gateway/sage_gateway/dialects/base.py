@@ -15,7 +15,7 @@ NO_RETRY = ((b"x-should-retry", b"false"),)
 """The SDKs of OpenAI and Anthropic repeat a 5xx unless this header tells them not to."""
 
 
-class MalformedAnswer(ValueError):
+class MalformedAnswer(ValueError):  # noqa: N818 - becomes a failure of the engine
     """The engine's answer is not one of its API, or says that it broke off.
 
     ``str()`` continues a sentence that begins with the engine's name.
@@ -113,9 +113,7 @@ class Dialect:
             HttpError: 400, names the field.
         """
 
-    def translate(
-        self, body: Mapping[str, Any], driver: str, stamp: Stamp
-    ) -> Translation | None:
+    def translate(self, body: Mapping[str, Any], driver: str, stamp: Stamp) -> Translation | None:
         """The request in words that engines of ``driver`` know; None: there are none.
 
         Raises:

@@ -23,12 +23,11 @@ ROUTES = EVERYWHERE.union(*_OWN.values())
 """Names that ``model_info.routes`` may hold."""
 
 
-def speaks(driver: str, declared: frozenset[str], route: str) -> bool:
-    """Whether requests of ``route`` go to such an engine in the client's own bytes.
+def own_routes(driver: str, declared: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Labels of the routes that such an engine gets in the client's own bytes.
 
     Args:
-        driver: of the engine.
+        driver: of the engine; an unknown one speaks the OpenAI protocol.
         declared: what the engine's configuration adds (``model_info.routes``).
-        route: its label.
     """
-    return route in EVERYWHERE or route in declared or route in _OWN.get(driver, ())
+    return EVERYWHERE | _OWN.get(driver, _OWN["openai"]) | declared

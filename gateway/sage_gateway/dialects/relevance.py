@@ -64,9 +64,7 @@ class ScoreOverRerank:
             raise MalformedAnswer("sent an answer without results") from None
         if sorted(scores) != list(range(self._count)):
             raise MalformedAnswer(f"sent {len(scores)} scores for {self._count} texts")
-        data = [
-            {"index": i, "object": "score", "score": scores[i]} for i in range(self._count)
-        ]
+        data = [{"index": i, "object": "score", "score": scores[i]} for i in range(self._count)]
         return orjson.dumps(
             {
                 "id": f"score-{self._stamp.tag}",

@@ -215,9 +215,7 @@ class _Text(_Item):
 
     def close(self, status: str) -> dict[str, Any]:
         said = "".join(self._pieces)
-        self._emit(
-            "response.output_text.done", content_index=0, text=said, logprobs=self._logprobs
-        )
+        self._emit("response.output_text.done", content_index=0, text=said, logprobs=self._logprobs)
         part = text_part(said, self._logprobs)
         self._part("done", part)
         return self._done(message_item(self._stream.stamp, self._index, [part]), status)
@@ -268,7 +266,5 @@ class _Call(_Item):
 
     def close(self, status: str) -> dict[str, Any]:
         said = "".join(self._pieces)
-        self._emit(
-            "response.function_call_arguments.done", name=self._item["name"], arguments=said
-        )
+        self._emit("response.function_call_arguments.done", name=self._item["name"], arguments=said)
         return self._done({**self._item, "arguments": said}, status)

@@ -15,7 +15,6 @@ class Talk:
     """Builders of chat bytes, and readers of events. Test modules cannot import each other."""
 
     stamp = Stamp("t1", 1_700_000_000)
-    tool = {"type": "object", "properties": {"city": {"type": "string"}}}
 
     @staticmethod
     def answer(

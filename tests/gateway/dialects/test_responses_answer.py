@@ -50,9 +50,7 @@ def test_reasoning_refusal_and_calls(talk: Any) -> None:
         "reasoning_content": "Hm.",
         "tool_calls": [talk.call(0, "f", '{"a":1}'), talk.call(1, "g")],
     }
-    response = orjson.loads(
-        whole_response(talk.answer(message, "tool_calls"), ASKED, talk.stamp)
-    )
+    response = orjson.loads(whole_response(talk.answer(message, "tool_calls"), ASKED, talk.stamp))
     Response.model_validate(response, strict=True)
     assert [item["type"] for item in response["output"]] == [
         "reasoning",

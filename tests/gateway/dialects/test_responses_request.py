@@ -95,7 +95,11 @@ def test_a_conversation_with_calls_reasoning_and_pictures() -> None:
                 "role": "user",
                 "content": [
                     {"type": "input_text", "text": "Where is this?"},
-                    {"type": "input_image", "image_url": "data:image/png;base64,AA", "detail": "low"},
+                    {
+                        "type": "input_image",
+                        "image_url": "data:image/png;base64,AA",
+                        "detail": "low",
+                    },
                 ],
             },
             {
@@ -164,7 +168,10 @@ def test_two_answers_in_a_row_stay_two() -> None:
         ({"tool_choice": {"type": "mcp"}}, "tool_choice.type"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"),
         ({"input": [{"type": "web_search_call"}]}, "input[0].type"),
-        ({"input": [{"type": "reasoning", "encrypted_content": "x"}]}, "input[0].encrypted_content"),
+        (
+            {"input": [{"type": "reasoning", "encrypted_content": "x"}]},
+            "input[0].encrypted_content",
+        ),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},
             "input[0].content[0].file_id",
