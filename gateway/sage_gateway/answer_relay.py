@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import orjson
 
 from sage_gateway.answer_assembly import AnswerAssembly
+from sage_gateway.dialects.base import MalformedAnswer, Translation
 from sage_gateway.engines import Engine
 from sage_gateway.errors import HttpError
 from sage_gateway.json_splice import replaced
 from sage_gateway.reply import JSON, HeaderList
 from sage_gateway.scheduler import Ticket, clock
-from sage_gateway.sse_relay import SseRelay
 from sage_gateway.stall_guard import StallGuard
 from sage_gateway.stream_progress import StreamProgress
 from sage_gateway.upstream import Exchange, UpstreamError
@@ -45,6 +45,7 @@ class AnswerRelay:
         call: the request; hears of the end and of what may be retried.
         exchange: its head has come.
         headers: the response headers of ours that describe this attempt.
+        translation: what the engine was asked instead of the client's own request, if so.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class AnswerRelay:
         engine: Engine,
         exchange: Exchange,
         headers: HeaderList,
+        translation: Translation | None,
     ) -> None:
         self._call = call
         self._service = call.service
@@ -62,6 +64,7 @@ class AnswerRelay:
         self._engine = engine
         self._exchange = exchange
         self._headers = headers
+        self._translation = translation
 
     async def pass_on(self, *, withhold_usage: bool) -> int:
         """Send the answer; the status that the client got.
@@ -84,10 +87,16 @@ class AnswerRelay:
         if status >= 400:
             exchange.abort(FailureCause.STATUS, "sent an error")
             return await self._relay_error(status, wrapped_error(self._engine.name, status, answer))
-        if not ended:
+        usage = usage_in_tail(answer)
+        if self._translation is not None:
+            if self._call.streams or not ended:
+                what = "no stream" if ended else f"more than {len(answer)} bytes"
+                raise UpstreamError(FailureCause.PROTOCOL, f"sent {what}")
+            answer = self._back(answer)
+        elif not ended:
             await self._relay_big(answer)
             return status
-        self._call.done(self._ticket, usage_in_tail(answer))
+        self._call.done(self._ticket, usage)
         if self._ticket.batch is not None and (name := self._call.alias_of(self._engine)):
             # As where it is merged: what a client sees does not depend on who else asked.
             answer = replaced(answer, "model", name)
@@ -104,7 +113,10 @@ class AnswerRelay:
         """A stream that the client asked for: events pass as they come."""
         exchange, ticket = self._exchange, self._ticket
         scheduler, metrics, reply = self._service.scheduler, self._service.metrics, self._reply
-        relay = SseRelay(withhold_usage=withhold_usage)
+        if self._translation is None:
+            relay = self._call.route.dialect.relay(withhold_usage=withhold_usage)
+        else:
+            relay = self._translation.stream()
         data = await exchange.read()
         if not data:
             raise UpstreamError(FailureCause.PROTOCOL, "ended its stream before it began")
@@ -115,8 +127,8 @@ class AnswerRelay:
         metrics.first_token(self._call.route.label, self._call.model, came - self._call.arrived)
         reply.start(200, exchange.content_type, [*self._headers, (b"cache-control", b"no-cache")])
         self._call.relay = relay
-        out = relay.feed(data)
         try:
+            out = relay.feed(data)
             while True:
                 ready = not out or reply.more(out)
                 back_s += clock() - came
@@ -128,11 +140,14 @@ class AnswerRelay:
                 out = relay.feed(data)
                 if not relay.done:
                     progress.passed(out, came)
+            rest = relay.rest()
+        except MalformedAnswer as error:
+            raise UpstreamError(FailureCause.PROTOCOL, str(error)) from None
         except UpstreamError:
             if not relay.done:
                 raise
             # The answer was whole; that the engine then dropped the connection harms nobody.
-        rest = relay.rest()
+            rest = b""
         if not relay.complete:
             raise UpstreamError(
                 FailureCause.PROTOCOL, "ended its stream without finishing the answer"
@@ -155,6 +170,14 @@ class AnswerRelay:
             data = await exchange.read()
         self._call.done(self._ticket, usage_in_tail(tail))
         reply.end()
+
+    def _back(self, answer: bytes) -> bytes:
+        """A whole answer in the client's API."""
+        assert self._translation is not None
+        try:
+            return self._translation.whole(answer)
+        except MalformedAnswer as error:
+            raise UpstreamError(FailureCause.PROTOCOL, str(error)) from None
 
     async def _drained(self) -> None:
         """The client is slow: wait for it, but not for ever."""
@@ -192,8 +215,11 @@ class AnswerRelay:
             raise UpstreamError(
                 FailureCause.PROTOCOL, "ended its stream without finishing the answer"
             )
+        answer = assembly.answer()
+        if self._translation is not None:
+            answer = self._back(answer)
         self._call.done(self._ticket, assembly.usage)
-        self._reply.whole(200, assembly.answer(), JSON, self._headers)
+        self._reply.whole(200, answer, JSON, self._headers)
         return 200
 
     async def _relay_error(self, status: int, error: WrappedError) -> int:
@@ -216,5 +242,6 @@ class AnswerRelay:
         shown = HttpError(status, error.message, code=error.code, param=error.param)
         if self._call.plan.may_follow_error(shown):
             raise shown
-        self._reply.whole(status, error.body, headers=self._headers)
+        body = self._call.route.dialect.engine_error(status, error)
+        self._reply.whole(status, body, headers=self._headers)
         return status

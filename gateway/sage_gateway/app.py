@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sage_gateway.client_exchange import ClientExchange
+from sage_gateway.dialects.model_list import asks_anthropic, model_entry, model_list
 from sage_gateway.errors import ClientGone, HttpError
 from sage_gateway.gateway import Gateway
 from sage_gateway.reply import Receive, Reply, Send, request_id_of
@@ -130,7 +131,7 @@ class GatewayApp:
     async def _models(self, headers: dict[bytes, bytes], reply: Reply) -> None:
         access = self.gateway.keys.caller(headers).access
         names = [name for name in self.gateway.engines.names.listed() if access.allows(name)]
-        await reply.json(200, {"object": "list", "data": [_model_entry(name) for name in names]})
+        await reply.json(200, model_list(names, anthropic=asks_anthropic(headers)))
 
     async def _model(self, headers: dict[bytes, bytes], reply: Reply, name: str) -> None:
         access, names = self.gateway.keys.caller(headers).access, self.gateway.engines.names
@@ -143,7 +144,7 @@ class GatewayApp:
                 code="model_not_found",
                 param="model",
             )
-        await reply.json(200, _model_entry(name))
+        await reply.json(200, model_entry(name, anthropic=asks_anthropic(headers)))
 
     # -- inside ---------------------------------------------------------------------------
 
@@ -187,7 +188,3 @@ def _allow(method: str, allowed: tuple[str, ...]) -> None:
             code="method_not_allowed",
             headers=((b"allow", names.encode("ascii")),),
         )
-
-
-def _model_entry(name: str) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "sage"}

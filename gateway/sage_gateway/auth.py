@@ -111,6 +111,8 @@ class KeyRing:
         if self._anyone is not None:
             return self._anyone
         value = headers.get(b"authorization")
+        if value is None and (alone := headers.get(b"x-api-key")) is not None:
+            value = _BEARER + alone  # as Anthropic's clients send it
         if value is None or value[:7].lower() != _BEARER:
             raise HttpError(
                 401,

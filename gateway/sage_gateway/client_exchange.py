@@ -210,8 +210,8 @@ class ClientExchange:
         self.whole(status, orjson.dumps(content))
 
     def error(self, error: HttpError) -> None:
-        """Send an error in OpenAI's shape."""
-        self.whole(error.status, error.body(), JSON, list(error.headers))
+        """Send an error in the shape of the route's API."""
+        self.whole(error.status, self.route.dialect.error(error), JSON, list(error.headers))
 
     def _head(
         self,

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from sage_gateway.config_section import Section
+from sage_gateway.dialects.native_routes import ROUTES
 from sage_gateway.engines import MODES, EngineConfig, Mode, ProviderTarget, parse_base_url
 from sage_gateway.litellm_keys import IgnoredKeys
 from sage_gateway.provider_names import OPENAI_COMPATIBLE, OPENAI_URL, THROUGH_LITELLM
@@ -22,12 +23,12 @@ DEFAULT_WINDOW = 8
 _OTHER_MODES = frozenset(
     {
         *("audio_speech", "audio_transcription", "batch", "image_edit", "image_generation"),
-        *("moderation", "ocr", "realtime", "rerank", "responses", "search", "video_generation"),
+        *("moderation", "ocr", "realtime", "responses", "search", "video_generation"),
     }
 )
 _OF_ENGINE = (
     *("takes_priority", "price", "profile", "kv_tokens", "padded", "accelerator", "weight"),
-    "first_byte_s",
+    *("first_byte_s", "routes"),
 )
 _NARROWER = ("max_concurrency", "max_batch_tokens", "max_batch_inputs")
 _DEFAULTS = {field.name: field.default for field in fields(EngineConfig)}
@@ -122,6 +123,7 @@ class ModelList:
             padded=info.flag("padded"),
             max_batch_inputs=info.integer("max_batch_inputs", 0, least=1, most=2048) or None,
             accelerator=info.text("accelerator"),
+            routes=_routes(info),
             weight=weight,
         )
         unread = {"litellm_params": params, "model_info": info}
@@ -207,6 +209,19 @@ def _mode(info: Section) -> Mode | None:
     return next((mode for mode in MODES if mode == wanted), None)
 
 
+def _routes(info: Section) -> frozenset[str]:
+    """Routes that the server has besides those of its driver."""
+    named = info.items("routes")
+    for name in named:
+        if name not in ROUTES:
+            near = near_name(name, ROUTES) if isinstance(name, str) else ""
+            raise SettingsError(
+                f"{info.name('routes')} holds {name!r}, which is no route.",
+                hint=f"{near}Known: {', '.join(sorted(ROUTES))}.",
+            )
+    return frozenset(named)
+
+
 def _timeout(params: Section) -> float | None:
     return params.seconds("timeout", 0.0, least=0.001) if params.has("timeout") else None
 
@@ -251,11 +266,9 @@ def _difference(before: EngineConfig, after: EngineConfig) -> str | None:
         unsaid, mine, other = _DEFAULTS[what], getattr(before, what), getattr(after, what)
         if mine != other and unsaid not in (mine, other):
             return what
-    known = {(model.pool, model.mode == "embedding"): model.upstream for model in before.models}
+    known = {(model.pool, model.use): model.upstream for model in before.models}
     for model in after.models:
-        if known.get(key := (model.pool, model.mode == "embedding"), model.upstream) != (
-            model.upstream
-        ):
+        if known.get(key := (model.pool, model.use), model.upstream) != (model.upstream):
             return f"model for {key[0]!r}"
     return None
 

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from sage_gateway.dialects.native_routes import EVERYWHERE, own_routes
 from sage_gateway.model_names import Alias, ModelNames, Target
-from sage_gateway.served_model import MODES, Mode, ServedModel
+from sage_gateway.served_model import MODES, Mode, ServedModel, use_of
 from sage_gateway.upstream import Timeouts
 from sage_gateway.upstream_pool import UpstreamPool
 from sage_prefect.common.errors import SettingsError
@@ -32,6 +33,8 @@ __all__ = [
 OPENAI_INPUTS, CAREFUL_INPUTS = 2048, 32
 _TAKES_MANY = frozenset({"sentence-transformers", "vllm"})
 _ABORT_ONLY_STREAMS = frozenset({"llamacpp"})
+# vLLM and llama.cpp have these at the root, where OpenAI's routes are not.
+_OUTSIDE_V1 = frozenset({"/tokenize", "/detokenize"})
 _ENGINE_NAME = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
 
@@ -77,8 +80,17 @@ class EngineConfig:
     origin: Literal["config", "management"] = "config"
     weight: float = 1.0
     """LiteLLM's: policy ``random`` draws it so often, beside others."""
+    routes: frozenset[str] = frozenset()
+    """Labels of routes that it has besides those of its driver."""
     provider: ProviderTarget | None = None
     """Reached through the litellm library; ``base_url`` is then for people."""
+
+    @property
+    def own_routes(self) -> frozenset[str]:
+        """Labels of the routes that it gets in the client's own bytes."""
+        if self.provider is not None:
+            return EVERYWHERE  # what the litellm library is called for
+        return own_routes(self.driver, self.routes)
 
     @property
     def aborts_only_streams(self) -> bool:
@@ -138,6 +150,7 @@ class EngineConfig:
             "padded": self.padded,
             "profile": asdict(self.profile) if self.profile is not None else None,
             "weight": self.weight,
+            "routes": sorted(self.own_routes),
             "has_api_key": self.api_key is not None,
             "origin": self.origin,
         }
@@ -215,7 +228,8 @@ class Engine:
         self.address = address
         tls = ssl.create_default_context() if address.secure else None
         self.pool = UpstreamPool(address.host, address.port, tls, timeouts)
-        self._models = {(m.pool, m.mode == "embedding"): m for m in config.models}
+        self._models = {(m.pool, m.use): m for m in config.models}
+        self.routes = config.own_routes
         authorization = f"authorization: Bearer {api_key}\r\n" if api_key else ""
         self._head_end = (
             f" HTTP/1.1\r\nhost: {address.authority}\r\n{authorization}"
@@ -225,7 +239,7 @@ class Engine:
 
     def model(self, pool: str, kind: Kind) -> ServedModel | None:
         """The model that serves requests of this kind in the control plane's ``pool``."""
-        return self._models.get((pool, kind == "embedding"))
+        return self._models.get((pool, use_of(kind)))
 
     def post_head(self, path: str, length: int, extra: bytes) -> bytes:
         """Request line and headers of a POST.
@@ -237,7 +251,10 @@ class Engine:
         """
         start = self._heads.get(path)
         if start is None:
-            target = f"POST {self.address.path}{path}".encode("ascii")
+            base = self.address.path
+            if path in _OUTSIDE_V1:
+                base = base.removesuffix("/v1")
+            target = f"POST {base}{path}".encode("ascii")
             start = self._heads[path] = target + self._head_end
         return b"%bcontent-length: %d\r\n%b\r\n" % (start, length, extra)
 

@@ -22,9 +22,11 @@ from sage_gateway.auth import Caller
 from sage_gateway.client_exchange import ClientExchange
 from sage_gateway.config import ServerLimits
 from sage_gateway.cooldown import no_cooldown
+from sage_gateway.dialects.base import StreamRelay, Translation
 from sage_gateway.embedding_call import EmbeddingCall
+from sage_gateway.engine_speech import translated
 from sage_gateway.engines import Engine, EngineRegistry
-from sage_gateway.errors import ClientGone, HttpError, error_event
+from sage_gateway.errors import ClientGone, HttpError
 from sage_gateway.fallbacks import Failure, FallbackRules
 from sage_gateway.health import HealthMonitor
 from sage_gateway.json_splice import splice
@@ -35,7 +37,6 @@ from sage_gateway.reply import HeaderList
 from sage_gateway.request_body import parse_body
 from sage_gateway.routes import InferenceRoute
 from sage_gateway.scheduler import Refused, Scheduler, Ticket, clock
-from sage_gateway.sse_relay import SseRelay
 from sage_gateway.upstream import Exchange, UpstreamError
 from sage_gateway.usage import NO_USAGE, Usage
 from sage_prefect.common.errors import RequestRejected
@@ -129,7 +130,7 @@ class InferenceCall:
         self.plan: ModelPlan
         self.lease: Lease | None = None
         self.tried: set[str] = set()
-        self.relay: SseRelay | None = None
+        self.relay: StreamRelay | None = None
 
     async def run(self, caller: Caller) -> None:
         limits = self.service.limits
@@ -139,6 +140,7 @@ class InferenceCall:
         )
         self.read_at = clock()
         self.body = parse_body(self.raw, self.route.required)
+        self.route.dialect.check(self.body)
         self.streams = self.route.may_stream and self.body.get("stream") is True
         service = self.service
         self.plan = plan_of(
@@ -190,11 +192,12 @@ class InferenceCall:
 
     def _classified(self, caller: Caller) -> RequestInfo:
         service, headers, pool = self.service, self.headers, self.plan.pool
+        read = self.route.dialect.scheduled(self.body)
         try:
             info = service.classifier.classify(
                 request_id=self._unique_id(),
                 kind=self.route.kind,
-                body=self.body if self.body["model"] == pool else {**self.body, "model": pool},
+                body=read if read["model"] == pool else {**read, "model": pool},
                 body_bytes=len(self.raw),
                 now=self.read_at,
                 entitlement=caller.entitlement,
@@ -289,8 +292,10 @@ class InferenceCall:
             UpstreamError: the engine failed; ``reply.status`` says whether bytes had left.
         """
         service = self.service
-        body, withhold_usage = self._body_for(engine, ticket.info.band)
-        parts = [engine.post_head(self.route.upstream, len(body), self._upstream_headers()), body]
+        translation = translated(self.route, self.body, engine)
+        path = self.route.upstream if translation is None else translation.path
+        body, withhold_usage = self._body_for(engine, ticket.info.band, translation)
+        parts = [engine.post_head(path, len(body), self._upstream_headers()), body]
         overhead_s = clock() - self.read_at - self.queue_s - self.failed_s
         self.own_s = overhead_s
         exchange = await engine.pool.exchange(
@@ -299,7 +304,7 @@ class InferenceCall:
         service.health.succeeded(engine.name)
         service.metrics.sent(self.route.label, self.model, self.queue_s, overhead_s)
         headers = self._answer_headers(engine.header_name, overhead_s)
-        relay = AnswerRelay(self, ticket, engine, exchange, headers)
+        relay = AnswerRelay(self, ticket, engine, exchange, headers, translation)
         return await relay.pass_on(withhold_usage=withhold_usage)
 
     async def _merged_answer(self, ticket: Ticket, waiting_since: float) -> int:
@@ -357,8 +362,7 @@ class InferenceCall:
     def break_off(self, status: int, message: str) -> None:
         """The answer ends after its first byte and before its end: it must not look finished."""
         if self.relay is not None:
-            event = error_event(status, message, code="answer_incomplete")
-            self.reply.end(self.relay.before_error() + event)
+            self.reply.end(self.relay.broken_off(status, message))
         else:
             self.reply.cut()
 
@@ -377,8 +381,13 @@ class InferenceCall:
 
     # -- what goes to the engine, what goes to the client -----------------------------------
 
-    def _body_for(self, engine: Engine, band: Band) -> tuple[bytes, bool]:
+    def _body_for(
+        self, engine: Engine, band: Band, translation: Translation | None
+    ) -> tuple[bytes, bool]:
         """The bytes to send, and whether the usage event was our wish, not the client's."""
+        asked, is_chat = self.body, self.route.is_chat
+        if translation is not None:
+            asked, is_chat = translation.body, translation.is_chat
         changes: dict[str, Any] = {}
         # vLLM refuses a priority unless it schedules by priority. Ours says what the client is
         # entitled to, lower first.
@@ -389,14 +398,19 @@ class InferenceCall:
         if name is not None:
             changes["model"] = name
         withhold = False
-        if not self.streams and engine.config.aborts_only_streams and self.route.may_stream:
+        if is_chat and not self.streams and engine.config.aborts_only_streams:
             changes["stream"] = True
             changes["stream_options"] = {"include_usage": True}
-        if self.streams:
-            options = self.body.get("stream_options") or {}
+        if is_chat and self.streams:
+            options = asked.get("stream_options") or {}
             if options.get("include_usage") is not True:
                 changes["stream_options"] = {**options, "include_usage": True}
                 withhold = True
+        if translation is not None:
+            whole = {**asked, **changes}
+            if drop is not None:
+                whole.pop(drop, None)
+            return orjson.dumps(whole), withhold
         if not changes and drop not in self.body:
             return self.raw, withhold
         return splice(self.raw, self.body, changes, drop), withhold

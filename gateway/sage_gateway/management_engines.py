@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.exceptions import HTTPException
 
+from sage_gateway.dialects.native_routes import ROUTES
 from sage_gateway.engines import EngineConfig, ServedModel
 from sage_gateway.gateway import Gateway
+from sage_gateway.served_model import Mode
 from sage_prefect.common.errors import SettingsError
 from sage_prefect.control_plane.events import EngineProfile
 
@@ -34,7 +36,7 @@ class ModelIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(min_length=1, max_length=256, description="Name that clients use.")
-    mode: Literal["chat", "completion", "embedding"] = "chat"
+    mode: Mode = "chat"
     order: int = Field(1, ge=0, description="Engines of a lower order come first.")
 
 
@@ -74,7 +76,19 @@ class EngineIn(BaseModel):
     weight: float = Field(
         1.0, gt=0, le=1e9, allow_inf_nan=False, description="Policy `random` draws it so often."
     )
+    routes: list[str] = Field(
+        [], max_length=32, description="Routes that it has besides those of its driver."
+    )
     api_key: str | None = Field(None, description="Key of the engine; never shown again.")
+
+    @field_validator("routes")
+    @classmethod
+    def _known_routes(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in ROUTES:
+                raise ValueError(f"{name!r} is no route; known: {', '.join(sorted(ROUTES))}")
+        return names
+
     upstream_model: str | None = Field(
         None, max_length=256, description="The model's name at the engine, where it differs."
     )
@@ -99,6 +113,7 @@ class EngineIn(BaseModel):
             padded=self.padded,
             profile=self._profile(),
             weight=self.weight,
+            routes=frozenset(self.routes),
             accelerator=self.accelerator,
             origin="management",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sage_gateway.served_model import ServedModel
+from sage_gateway.served_model import ServedModel, Use, use_of
 from sage_prefect.control_plane.events import Kind
 
 
@@ -45,35 +45,39 @@ class ModelNames:
 
     def __init__(self, models: Iterable[ServedModel], aliases: Mapping[str, Alias]) -> None:
         self._aliases = dict(aliases)
-        orders: dict[tuple[str, bool], dict[int, str]] = {}
+        orders: dict[tuple[str, Use], dict[int, str]] = {}
         self._modes: dict[str, set[str]] = {}
         for model in models:
-            key = (model.name, model.mode == "embedding")
+            key = (model.name, model.use)
             orders.setdefault(key, {})[model.order] = model.pool
             self._modes.setdefault(model.name, set()).add(model.mode)
-        self._exact: dict[tuple[str, bool], Target] = {}
-        self._patterns: dict[bool, list[tuple[str, str, Target]]] = {True: [], False: []}
-        for (name, embeds), pools in orders.items():
+        self._exact: dict[tuple[str, Use], Target] = {}
+        self._patterns: dict[Use, list[tuple[str, str, Target]]] = {
+            "text": [],
+            "embedding": [],
+            "rerank": [],
+        }
+        for (name, use), pools in orders.items():
             in_order = tuple(pools[order] for order in sorted(pools))
             target = Target(name, name, in_order, "*" in name)
             if target.is_pattern:
                 before, _, after = name.partition("*")
-                self._patterns[embeds].append((before, after, target))
+                self._patterns[use].append((before, after, target))
             else:
-                self._exact[name, embeds] = target
+                self._exact[name, use] = target
         for patterns in self._patterns.values():
             # Of several that fit, the one with most letters of its own.
             patterns.sort(key=lambda item: (-len(item[0]) - len(item[1]), item[2].name))
 
     def target(self, name: str, kind: Kind) -> Target | None:
         """Who serves ``name`` for requests of this kind; None: nobody."""
-        embeds = kind == "embedding"
+        use = use_of(kind)
         if self._aliases and (alias := self._aliases.get(name)) is not None:
             name = alias.model
-        found = self._exact.get((name, embeds))
-        if found is not None or not self._patterns[embeds]:
+        found = self._exact.get((name, use))
+        if found is not None or not self._patterns[use]:
             return found
-        for before, after, target in self._patterns[embeds]:
+        for before, after, target in self._patterns[use]:
             if len(name) > len(before) + len(after) and (
                 name.startswith(before) and name.endswith(after)
             ):
@@ -82,7 +86,7 @@ class ModelNames:
 
     def modes(self, name: str) -> set[str]:
         """The modes in which some engine serves ``name``."""
-        kinds: tuple[Kind, Kind] = ("chat", "embedding")
+        kinds: tuple[Kind, ...] = ("chat", "embedding", "rerank")
         targets = [target for kind in kinds if (target := self.target(name, kind)) is not None]
         return {mode for target in targets for mode in self._modes[target.group]}
 

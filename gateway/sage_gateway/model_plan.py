@@ -10,6 +10,14 @@ from sage_gateway.model_access import ModelAccess
 from sage_gateway.model_names import ModelNames, Target
 from sage_prefect.control_plane.events import Kind
 
+# By the modes of models, which ModelNames tells.
+_FITTING = {
+    "chat": "/v1/chat/completions",
+    "completion": "/v1/completions",
+    "embedding": "/v1/embeddings",
+    "rerank": "/v1/rerank",
+}
+
 
 class ModelPlan:
     """Where a request is, and where it goes when that fails before the first byte.
@@ -153,7 +161,7 @@ def plan_of(
                 param="model",
             )
     if target is None and (modes := names.modes(requested)):
-        fitting = "/v1/embeddings" if "embedding" in modes else "/v1/chat/completions"
+        fitting = " or ".join(sorted({_FITTING[mode] for mode in modes}))
         raise HttpError(
             400,
             f"The model {requested!r} does not serve this route; use {fitting}.",

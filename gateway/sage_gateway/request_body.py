@@ -49,12 +49,12 @@ class BodyTimer:
             self._timer = None
 
 
-def parse_body(raw: bytes, required: str) -> dict[str, Any]:
+def parse_body(raw: bytes, required: tuple[str, ...]) -> dict[str, Any]:
     """Parse and check a request.
 
     Args:
         raw: the body as sent.
-        required: the field besides ``model`` that the route cannot do without.
+        required: fields besides ``model`` of which the route needs one.
 
     Raises:
         HttpError: 400, naming the place or the field.
@@ -95,15 +95,19 @@ def parse_body(raw: bytes, required: str) -> dict[str, Any]:
             code="invalid_field",
             param="model",
         )
-    value = body.get(required)
-    if value is None:
+    name = next((name for name in required if body.get(name) is not None), None)
+    if name is None:
         raise HttpError(
-            400, f"The field {required!r} is missing.", code="missing_field", param=required
+            400,
+            f"The field {' or '.join(map(repr, required))} is missing.",
+            code="missing_field",
+            param=required[0],
         )
-    if required == "messages" and (not isinstance(value, list) or not value):
+    value = body[name]
+    if name == "messages" and (not isinstance(value, list) or not value):
         raise _wrong("messages", value, "a list of at least one message")
-    if required != "messages" and not isinstance(value, (str, list)):
-        raise _wrong(required, value, "a text or a list")
+    if name != "messages" and not isinstance(value, (str, list)):
+        raise _wrong(name, value, "a text or a list")
     if not isinstance(body.get("stream"), (bool, type(None))):
         raise _wrong("stream", body["stream"], "true or false")
     options = body.get("stream_options")

@@ -7,8 +7,11 @@ from typing import Literal
 
 from sage_prefect.control_plane.events import Kind
 
-Mode = Literal["chat", "completion", "embedding"]
-MODES: tuple[Mode, ...] = ("chat", "completion", "embedding")
+Mode = Literal["chat", "completion", "embedding", "rerank"]
+MODES: tuple[Mode, ...] = ("chat", "completion", "embedding", "rerank")
+
+Use = Literal["text", "embedding", "rerank"]
+"""What a model is for: chat models complete text too, the others do one thing."""
 
 FIRST_ORDER = 1
 
@@ -39,9 +42,10 @@ class ServedModel:
         """Whether it stands for many names."""
         return "*" in self.name
 
-    def serves(self, kind: Kind) -> bool:
-        """Whether a request of this kind fits the model (chat models complete text too)."""
-        return (self.mode == "embedding") == (kind == "embedding")
+    @property
+    def use(self) -> Use:
+        """What it is for."""
+        return use_of(self.mode)
 
     def sent_as(self, target: str, written: str) -> str | None:
         """The name that the engine must read in the body; None: it is there already.
@@ -57,3 +61,8 @@ class ServedModel:
             caught = target[len(before) : len(target) - len(after)]
             name = name.replace("*", caught, 1)
         return None if name == written else name
+
+
+def use_of(kind: Kind | Mode) -> Use:
+    """What requests of a kind, or models of a mode, are for."""
+    return kind if kind == "embedding" or kind == "rerank" else "text"

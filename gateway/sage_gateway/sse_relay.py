@@ -11,6 +11,7 @@ import re
 
 import orjson
 
+from sage_gateway.errors import error_event
 from sage_gateway.usage import NO_USAGE, Usage, usage_of
 
 # An event longer than this passes in pieces: it is data, not accounting.
@@ -74,9 +75,10 @@ class SseRelay:
         tail = (self._before_last + self._last)[-8192:]
         return self.done or _FINISHED.search(tail) is not None
 
-    def before_error(self) -> bytes:
-        """What must precede an error event: the end of an event that is half sent."""
-        return b"\n\n" if self._mid_event else b""
+    def broken_off(self, status: int, message: str) -> bytes:
+        """The end of a stream that failed: an error event, after that of an event half sent."""
+        before = b"\n\n" if self._mid_event else b""
+        return before + error_event(status, message, code="answer_incomplete")
 
     def _passed(self, data: bytes) -> None:
         self._before_last, self._last = self._last, data

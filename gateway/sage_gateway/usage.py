@@ -34,11 +34,25 @@ def usage_of(value: Any) -> Usage:
     """Read a parsed ``usage`` object; anything unexpected counts as not said."""
     if not isinstance(value, dict):
         return NO_USAGE
+    if "input_tokens" in value:
+        return _later_usage(value)
     details = value.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
     return Usage(
         _count(value.get("prompt_tokens")), _count(value.get("completion_tokens")), _count(cached)
     )
+
+
+def _later_usage(value: dict[str, Any]) -> Usage:
+    """In the words of the Responses API, or of Anthropic's, which counts cached tokens apart."""
+    given, made = _count(value["input_tokens"]), _count(value.get("output_tokens"))
+    if "input_tokens_details" in value:
+        details = value["input_tokens_details"]
+        cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else None
+        return Usage(given, made, cached)
+    read = _count(value.get("cache_read_input_tokens"))
+    written = _count(value.get("cache_creation_input_tokens"))
+    return Usage(None if given is None else given + (read or 0) + (written or 0), made, read)
 
 
 def usage_in_tail(body: bytes) -> Usage:

@@ -84,9 +84,9 @@ def test_a_long_event_passes_in_pieces() -> None:
     relay = SseRelay(withhold_usage=True)
     piece = b"data: " + b"x" * (MAX_HELD + 1)
     assert relay.feed(piece) == piece
-    assert relay.before_error() == b"\n\n"
+    assert relay.broken_off(502, "why").startswith(b'\n\ndata: {"error"')
     assert relay.feed(b"y\n\n") == b"y\n\n"
-    assert relay.before_error() == b""
+    assert relay.broken_off(502, "why").startswith(b'data: {"error"')
 
 
 @given(st.lists(st.binary(max_size=60), max_size=10))

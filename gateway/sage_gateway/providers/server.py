@@ -106,7 +106,7 @@ class ProviderServer:
             raise HttpError(404, f"There is no {path[:100]!r} here.", code="unknown_path")
         kind, required = _ROUTES[route]
         raw = await _read(receive)
-        body = parse_body(raw, required)
+        body = parse_body(raw, (required,))
         arguments = arguments_of(kind, body, settings)
         answering = asyncio.create_task(self._answer(self._calls[kind], arguments, reply))
         watching = asyncio.create_task(_until_gone(receive))
