@@ -86,10 +86,10 @@ class HealthMonitor:
 
     async def close(self) -> None:
         probes = list(self._probes.values())
+        self._probes.clear()
         for probe in probes:
             probe.cancel()
         await asyncio.gather(*probes, return_exceptions=True)
-        self._probes.clear()
 
     def _suspect(self, engine: Engine, detail: str) -> None:
         log.warning("engine is suspect", extra={"fields": {"engine": engine.name, "why": detail}})
@@ -101,7 +101,11 @@ class HealthMonitor:
         wait = self._config.probe_interval_s
         while True:
             await asyncio.sleep(wait)
-            if await complaint_of(engine, self._config.probe_timeout_s) is None:
+            complaint = await complaint_of(engine, self._config.probe_timeout_s)
+            # Until Python 3.12 wait_for may swallow a cancellation: look who is asked for.
+            if self._probes.get(engine.name) is not asyncio.current_task():
+                return
+            if complaint is None:
                 break
             wait = min(wait * 1.5, _MAX_PROBE_INTERVAL_S)
         self._failures.pop(engine.name, None)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from sage_gateway.health import complaint_of
-from sage_prefect.control_plane.events import EngineState
+from sage_gateway.config import HealthConfig
+from sage_gateway.engines import EngineRegistry
+from sage_gateway.health import HealthMonitor, complaint_of
+from sage_gateway.upstream import Timeouts
+from sage_prefect.control_plane.events import EngineState, FailureCause
 
 
 def answering(health: int, models: int, body: bytes = b"{}") -> Any:
@@ -70,3 +74,25 @@ async def test_registering_anew_clears_suspicion(lab: Any) -> None:
     gateway.gateway.register(lab.engine(other, "e1"))
     assert not gateway.gateway.health.is_suspect("e1")
     assert (await gateway.chat()).status_code == 200
+
+
+async def test_closing_ends_even_when_a_probe_connects_in_that_very_moment(lab: Any) -> None:
+    """Until Python 3.12 ``asyncio.wait_for`` may swallow a cancellation that comes as it ends."""
+
+    async def reset(request: Any) -> None:
+        request.reset()
+
+    peer = await lab.peer(reset)
+
+    class Deaf:
+        def report(self, engine: str, state: EngineState, detail: str = "") -> None:
+            pass
+
+    for turn in range(120):  # without the check about one in twelve hangs
+        engines = EngineRegistry(Timeouts())
+        engines.add(lab.engine(peer, "e"))
+        health = HealthMonitor(engines, Deaf(), HealthConfig(probe_interval_s=0.001))
+        health.failed("e", FailureCause.CONNECT, "the test says so")
+        await asyncio.sleep(0.001 + turn % 40 * 0.0001)
+        await asyncio.wait_for(asyncio.shield(asyncio.ensure_future(health.close())), 5)
+        engines.close()
