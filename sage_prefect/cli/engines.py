@@ -66,7 +66,7 @@ def serve(spec: ServiceSpec, *, replace: bool, foreground: bool) -> None:
 
 
 def show(mode: Literal["chat", "embedding"]) -> None:
-    """Print the engines of one mode."""
+    """Print the engines of chat models, or all others (rerankers stand with embeddings)."""
     from rich.table import Table
 
     from sage_prefect.cli.console import console, seconds
@@ -87,7 +87,11 @@ def show(mode: Literal["chat", "embedding"]) -> None:
         table.add_column(column)
     for state in states:
         spec = specs.get(state.name)
-        if spec is None or spec.engine is None or spec.engine.models[0].mode != mode:
+        if (
+            spec is None
+            or spec.engine is None
+            or (spec.engine.models[0].mode == "chat") != (mode == "chat")
+        ):
             continue
         table.add_row(
             state.name,

@@ -14,7 +14,7 @@ from sage_prefect.common.errors import CorruptFileError, ModelNotFoundError
 from sage_prefect.common.paths import atomic_write, cache_dir
 
 ModelFormat = Literal["gguf", "safetensors"]
-ModelMode = Literal["chat", "embedding"]
+ModelMode = Literal["chat", "embedding", "rerank"]
 
 
 def detect_format(path: Path) -> ModelFormat:
@@ -39,17 +39,21 @@ def detect_format(path: Path) -> ModelFormat:
 
 
 def detect_mode(path: Path, model_format: ModelFormat) -> ModelMode:
-    """Whether a model chats or embeds, from its own metadata.
+    """Whether a model chats, embeds or reranks, from its own metadata.
 
     Encoder families (BERT and its kin) embed, as does a folder with sentence-transformers
-    modules; all else chats.
+    modules; with one label for a sequence they rerank (cross-encoders); all else chats.
     """
     if model_format == "gguf":
         return "embedding" if "bert" in gguf_architecture(path) else "chat"
-    if (path / "modules.json").is_file():
-        return "embedding"
     config = orjson.loads((path / "config.json").read_bytes())
     architectures = " ".join(config.get("architectures") or [])
+    # Before modules.json, which sentence-transformers writes for cross-encoders too. Several labels
+    # make a classifier; transformers writes id2label where there are not two.
+    if "ForSequenceClassification" in architectures and len(config.get("id2label") or ()) == 1:
+        return "rerank"
+    if (path / "modules.json").is_file():
+        return "embedding"
     causal = "CausalLM" in architectures or "ConditionalGeneration" in architectures
     return "chat" if causal or not architectures else "embedding"
 

@@ -104,7 +104,7 @@ class ServedModel(_Data):
     """A model name that an engine serves."""
 
     name: str
-    mode: Literal["chat", "embedding"]
+    mode: Literal["chat", "embedding", "rerank"]
 
 
 class EngineRegistration(_Data):

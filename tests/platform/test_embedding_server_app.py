@@ -104,6 +104,13 @@ def vectors(response: httpx.Response) -> list[list[float]]:
     return [item["embedding"] for item in response.json()["data"]]
 
 
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v1/score"])
+async def test_an_embedding_model_scores_no_pairs(make: Make, path: str) -> None:
+    response = await make().http.post(path, json={"model": "m", "query": "q", "documents": ["a"]})
+    assert response.status_code == 400
+    assert "/v1/embeddings" in response.json()["error"]["message"]
+
+
 async def test_embeds_in_order(make: Make) -> None:
     served = make()
     response = await served.embed("abc", "", "zz")

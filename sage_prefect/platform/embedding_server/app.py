@@ -6,19 +6,28 @@ import asyncio
 import hmac
 import logging
 import math
+import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import orjson
 
-from sage_prefect.platform.embedding_server.batcher import Batcher
-from sage_prefect.platform.embedding_server.encoder import Encoder, Tokens
+from sage_prefect.platform.embedding_server.batcher import Batcher, EmbeddingResult
+from sage_prefect.platform.embedding_server.encoder import Encoder, PairEncoder, Tokens
 from sage_prefect.platform.embedding_server.metrics import Metrics
+from sage_prefect.platform.embedding_server.relevance import (
+    RerankRequest,
+    ScoreRequest,
+    lengths,
+    parse_rerank,
+    parse_score,
+)
 from sage_prefect.platform.embedding_server.request import (
     HttpError,
     Limits,
@@ -32,6 +41,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+_Work = Callable[[Scope, Receive], Awaitable[tuple[bytes, Headers]]]
+_ParsePairs = Callable[..., RerankRequest | ScoreRequest]
 
 _JSON = (b"content-type", b"application/json")
 
@@ -128,16 +139,31 @@ class EmbeddingApp:
 
     async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
         encoder, _ = self._loaded()
-        body = models_body(self.options.names, self._created, encoder.max_tokens, encoder.dimension)
+        body = models_body(
+            self.options.names,
+            self._created,
+            encoder.max_tokens,
+            None if isinstance(encoder, PairEncoder) else encoder.dimension,
+        )
         await _answer(send, 200, body, [_JSON])
 
     async def _embeddings(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._count(self._embed, scope, receive, send)
+
+    async def _rerank(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._count(partial(self._relate, parse_rerank), scope, receive, send)
+
+    async def _score(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._count(partial(self._relate, parse_score), scope, receive, send)
+
+    async def _count(self, work: _Work, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with what ``work`` makes; requests in flight and outcomes are counted."""
         start = time.perf_counter()
         status = 500
         self._in_flight += 1
         self.metrics.in_flight.set(self._in_flight)
         try:
-            body, headers = await self._embed(scope, receive)
+            body, headers = await work(scope, receive)
             status = 200
         except HttpError as error:
             status = error.status
@@ -156,9 +182,9 @@ class EmbeddingApp:
         await _answer(send, 200, body, headers)
 
     async def _embed(self, scope: Scope, receive: Receive) -> tuple[bytes, Headers]:
-        encoder, batcher = self._loaded()
-        if self._in_flight > self.options.max_requests:
-            raise self._overloaded(f"{self._in_flight - 1} requests are in flight", batcher)
+        encoder, _ = self._admit()
+        if isinstance(encoder, PairEncoder):
+            raise self._wrong_mode("scores pairs of texts", "/v1/rerank or /v1/score")
         content = await self._read_body(scope, receive)
         request = parse_request(
             content,
@@ -166,8 +192,46 @@ class EmbeddingApp:
             dimension=encoder.dimension,
             limits=self.options.limits,
         )
+        tokenize = partial(encoder.tokenize, request.texts)
+        tokens, result, header = await self._run(
+            tokenize, list(map(len, request.texts)), "input", receive
+        )
+        body = embeddings_body(result.vectors, request.encoding_format, request.model, tokens)
+        return body, [_JSON, header]
+
+    async def _relate(
+        self, parse: _ParsePairs, scope: Scope, receive: Receive
+    ) -> tuple[bytes, Headers]:
+        """Scores of pairs of texts."""
+        encoder, _ = self._admit()
+        if not isinstance(encoder, PairEncoder):
+            raise self._wrong_mode("embeds single texts", "/v1/embeddings")
+        content = await self._read_body(scope, receive)
+        request = parse(content, models=self.options.names, limits=self.options.limits)
+        tokenize = partial(encoder.tokenize_pairs, request.pairs)
+        tokens, result, header = await self._run(
+            tokenize, lengths(request.pairs), "documents", receive
+        )
+        scores = result.vectors[:, 0]
+        tag, now = secrets.token_hex(8), int(time.time())
+        return request.answer(scores, tokens, tag, now), [_JSON, header]
+
+    async def _run(
+        self,
+        tokenize: Callable[[], list[Tokens]],
+        characters: list[int],
+        param: str,
+        receive: Receive,
+    ) -> tuple[int, EmbeddingResult, tuple[bytes, bytes]]:
+        """Tokenise and run through the model: tokens, result, and the header with the times.
+
+        Args:
+            characters: of each text or pair.
+            param: the field that holds them, for errors.
+        """
+        encoder, batcher = self._loaded()
         # An English word piece is some four characters; what the model does not read is no work.
-        estimate = sum(min(2 + len(text) // 4, encoder.max_tokens) for text in request.texts)
+        estimate = sum(min(2 + length // 4, encoder.max_tokens) for length in characters)
         queued = batcher.queued_tokens + self._reserved_tokens
         if queued and queued + estimate > self.options.max_queued_tokens:
             raise self._overloaded(f"{queued} tokens are queued", batcher)
@@ -175,25 +239,20 @@ class EmbeddingApp:
         self._reserved_tokens += estimate
         try:
             loop = asyncio.get_running_loop()
-            tokens = await _unless_gone(
-                loop.run_in_executor(self._tokenizing, encoder.tokenize, request.texts), receive
-            )
+            tokens = await _unless_gone(loop.run_in_executor(self._tokenizing, tokenize), receive)
         finally:
             self._reserved_tokens -= estimate
         tokenized = time.perf_counter()
-        self._check_lengths(tokens, encoder)
+        self._check_lengths(tokens, encoder, param)
         ids = [text.ids for text in tokens]
         result = await _unless_gone(batcher.embed(ids), receive)
         if not np.isfinite(result.vectors).all():
             raise HttpError(500, "the model made a vector that is not finite.")
-        body = embeddings_body(
-            result.vectors, request.encoding_format, request.model, sum(map(len, ids))
-        )
         timing = (
             f"tokenize;dur={(tokenized - start) * 1e3:.2f}, queue;dur={result.queue_s * 1e3:.2f}, "
             f"inference;dur={result.compute_s * 1e3:.2f}"
         )
-        return body, [_JSON, (b"server-timing", timing.encode())]
+        return sum(map(len, ids)), result, (b"server-timing", timing.encode())
 
     # -- checks ---------------------------------------------------------------------------
 
@@ -207,6 +266,20 @@ class EmbeddingApp:
             )
         return self._encoder, self._batcher
 
+    def _admit(self) -> tuple[Encoder, Batcher]:
+        encoder, batcher = self._loaded()
+        if self._in_flight > self.options.max_requests:
+            raise self._overloaded(f"{self._in_flight - 1} requests are in flight", batcher)
+        return encoder, batcher
+
+    def _wrong_mode(self, does: str, route: str) -> HttpError:
+        return HttpError(
+            400,
+            f"the model {self.options.names[0]!r} {does}: use {route}.",
+            param="model",
+            code="model_mode_mismatch",
+        )
+
     def _check_key(self, scope: Scope) -> None:
         expected = self.options.api_key
         if expected is None:
@@ -219,16 +292,16 @@ class EmbeddingApp:
                 code="invalid_api_key",
             )
 
-    def _check_lengths(self, tokens: list[Tokens], encoder: Encoder) -> None:
+    def _check_lengths(self, tokens: list[Tokens], encoder: Encoder, param: str) -> None:
         truncated = [index for index, text in enumerate(tokens) if text.truncated]
         if not truncated:
             return
         if self.options.too_long == "error":
             raise HttpError(
                 400,
-                f"'input[{truncated[0]}]' has more than the {encoder.max_tokens} tokens that the "
+                f"'{param}[{truncated[0]}]' has more than the {encoder.max_tokens} tokens that the "
                 "model reads.",
-                param="input",
+                param=param,
                 code="context_length_exceeded",
             )
         self.metrics.truncated.inc(len(truncated))
@@ -259,6 +332,8 @@ class EmbeddingApp:
 _Handler = Callable[[EmbeddingApp, Scope, Receive, Send], Awaitable[None]]
 _ROUTES: dict[str, tuple[str, _Handler]] = {
     "/v1/embeddings": ("POST", EmbeddingApp._embeddings),
+    "/v1/rerank": ("POST", EmbeddingApp._rerank),
+    "/v1/score": ("POST", EmbeddingApp._score),
     "/v1/models": ("GET", EmbeddingApp._models),
     "/health": ("GET", EmbeddingApp._health),
     "/metrics": ("GET", EmbeddingApp._metrics),

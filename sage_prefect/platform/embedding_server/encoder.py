@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sage_prefect.common.errors import ServiceError
+
+T = TypeVar("T")
 
 # A slice bounds what the tokenizer holds at once: it keeps every token of a text, the cut-off
 # ones too, at some hundred bytes each.
@@ -50,11 +52,19 @@ class Encoder(Protocol):
         """Let the library below use this many threads for what the calling thread runs."""
 
 
+@runtime_checkable
+class PairEncoder(Encoder, Protocol):
+    """A model that reads two texts together; its vectors have one number, the score."""
+
+    def tokenize_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Tokens]:
+        """Tokens of each pair."""
+
+
 def tokenize_in_slices(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
     """Tokens of each text by a ``tokenizers.Tokenizer``; works outside the GIL."""
     return [
         Tokens(encoding.ids, bool(encoding.overflowing))
-        for part in _slices(texts)
+        for part in slices(texts, len)
         for encoding in tokenizer.encode_batch_fast(part)
     ]
 
@@ -91,14 +101,20 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def _slices(texts: Sequence[str]) -> Iterator[list[str]]:
-    part: list[str] = []
+def slices(texts: Sequence[T], length: Callable[[T], int]) -> Iterator[list[T]]:
+    """Parts of ``texts`` that a tokenizer may hold at once.
+
+    Args:
+        length: characters of one of them.
+    """
+    part: list[T] = []
     size = 0
     for text in texts:
-        if part and size + len(text) > _SLICE_CHARACTERS:
+        more = length(text)
+        if part and size + more > _SLICE_CHARACTERS:
             yield part
             part, size = [], 0
         part.append(text)
-        size += len(text)
+        size += more
     if part:
         yield part

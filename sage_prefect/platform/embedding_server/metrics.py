@@ -22,7 +22,7 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"sage_embedding_{name}", text, buckets=buckets, registry=registry)
 
-        self.requests = counter("requests", "Requests to /v1/embeddings by status.", ("status",))
+        self.requests = counter("requests", "Requests to the model by status.", ("status",))
         self.request_seconds = histogram(
             "request_seconds", "From the first byte in to the answer ready.", _SECONDS
         )

@@ -1,4 +1,7 @@
-"""Checks of a ``/v1/embeddings`` body. Pure: bytes in, a typed request or a 4xx out."""
+"""Checks of a ``/v1/embeddings`` body, and what all bodies share.
+
+Pure: bytes in, a typed request or a 4xx out.
+"""
 
 from __future__ import annotations
 
@@ -88,15 +91,35 @@ def parse_request(
     Raises:
         HttpError: 400 or 404; ``param`` names the field.
     """
+    content = load_body(body)
+    model = served_model(content, models)
+    return EmbeddingRequest(model, _texts(content, limits), _encoding_format(content, dimension))
+
+
+def load_body(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body.
+
+    Raises:
+        HttpError: 400, it is none.
+    """
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise HttpError(400, f"the body is not JSON: {error}.", code="invalid_json") from None
     if not isinstance(content, dict):
-        raise _invalid(f"the body is {_kind(content)}, not an object.", None)
+        raise invalid(f"the body is {kind_of(content)}, not an object.", None)
+    return content
+
+
+def served_model(content: dict[str, Any], models: tuple[str, ...]) -> str:
+    """The model that a request names.
+
+    Raises:
+        HttpError: 400, it names none; 404, it is not served here.
+    """
     model = content.get("model")
     if not isinstance(model, str):
-        raise _invalid(f"'model' must be a string, got {_kind(model)}.", "model")
+        raise invalid(f"'model' must be a string, got {kind_of(model)}.", "model")
     if model not in models:
         raise HttpError(
             404,
@@ -104,33 +127,33 @@ def parse_request(
             param="model",
             code="model_not_found",
         )
-    return EmbeddingRequest(model, _texts(content, limits), _encoding_format(content, dimension))
+    return model
 
 
 def _texts(content: dict[str, Any], limits: Limits) -> list[str]:
     if "input" not in content:
-        raise _invalid("'input' is missing: give a string or a list of strings.", "input")
+        raise invalid("'input' is missing: give a string or a list of strings.", "input")
     value = content["input"]
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list):
-        raise _invalid(
-            f"'input' must be a string or a list of strings, got {_kind(value)}.", "input"
+        raise invalid(
+            f"'input' must be a string or a list of strings, got {kind_of(value)}.", "input"
         )
     if not texts:
-        raise _invalid("'input' is an empty list: give at least one string.", "input")
+        raise invalid("'input' is an empty list: give at least one string.", "input")
     if len(texts) > limits.max_inputs:
-        raise _invalid(
+        raise invalid(
             f"'input' has {len(texts)} texts, more than {limits.max_inputs}: split the request.",
             "input",
         )
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             tokens = " Token ids are not supported." if isinstance(text, (int, list)) else ""
-            raise _invalid(
-                f"'input[{index}]' must be a string, got {_kind(text)}.{tokens}", "input"
+            raise invalid(
+                f"'input[{index}]' must be a string, got {kind_of(text)}.{tokens}", "input"
             )
         if len(text) > limits.max_input_characters:
-            raise _invalid(
+            raise invalid(
                 f"'input[{index}]' has {len(text)} characters, more than "
                 f"{limits.max_input_characters}.",
                 "input",
@@ -142,7 +165,7 @@ def _encoding_format(content: dict[str, Any], dimension: int) -> EncodingFormat:
     # null counts as absent: clients send it for what the user left out.
     dimensions = content.get("dimensions")
     if dimensions is not None and (isinstance(dimensions, bool) or dimensions != dimension):
-        raise _invalid(
+        raise invalid(
             f"'dimensions' is {_short(dimensions)}, but this model makes {dimension} and cannot "
             "shorten them.",
             "dimensions",
@@ -151,18 +174,20 @@ def _encoding_format(content: dict[str, Any], dimension: int) -> EncodingFormat:
     if encoding_format is None:
         return "float"
     if encoding_format not in ("float", "base64"):
-        raise _invalid(
+        raise invalid(
             f"'encoding_format' must be 'float' or 'base64', got {_short(encoding_format)}.",
             "encoding_format",
         )
     return cast(EncodingFormat, encoding_format)
 
 
-def _invalid(message: str, param: str | None) -> HttpError:
+def invalid(message: str, param: str | None) -> HttpError:
+    """400: a field is not what the API takes."""
     return HttpError(400, message, param=param, code="invalid_value")
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """A JSON value's kind, for messages."""
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number"}
     names |= {str: "a string", list: "a list", dict: "an object"}
     return names[type(value)]

@@ -38,8 +38,11 @@ def embeddings_body(
     )
 
 
-def models_body(names: tuple[str, ...], created: int, max_tokens: int, dimension: int) -> bytes:
-    """The body of ``GET /v1/models``; the two sizes are ours, beside OpenAI's fields."""
+def models_body(
+    names: tuple[str, ...], created: int, max_tokens: int, dimension: int | None
+) -> bytes:
+    """The body of ``GET /v1/models``; the two sizes are ours, beside OpenAI's fields; a
+    cross-encoder has no ``dimension``."""
     return orjson.dumps(
         {
             "object": "list",

@@ -23,7 +23,7 @@ from sage_prefect.platform.embedding_server.batcher import Batcher
 from sage_prefect.platform.embedding_server.encoder import Encoder
 from sage_prefect.platform.embedding_server.metrics import Metrics
 from sage_prefect.platform.embedding_server.request import Limits
-from sage_prefect.platform.models import resolve
+from sage_prefect.platform.models import ModelFiles, resolve
 
 log = logging.getLogger(__name__)
 
@@ -111,11 +111,11 @@ def serve(options: ServerOptions) -> None:
         ServiceError: the model cannot be served, or loading it failed.
     """
     files = resolve(options.model)
-    if files.format != "safetensors" or files.mode != "embedding":
+    if files.format != "safetensors" or files.mode == "chat":
         raise ServiceError(
             f"model {files.name!r} ({files.format}, {files.mode}) cannot be run by this server.",
-            hint="It serves embedding models in sentence-transformers layout; for chat models see "
-            "`sage llm serve`.",
+            hint="It serves embedding models in sentence-transformers layout and cross-encoders; "
+            "for chat models see `sage llm serve`.",
         )
     with _bind(options.host, options.port) as listener:
         app = EmbeddingApp(
@@ -130,7 +130,7 @@ def serve(options: ServerOptions) -> None:
             Metrics(),
         )
         try:
-            _event_loop_runner()(_serve(app, listener, options, files.path))
+            _event_loop_runner()(_serve(app, listener, options, files))
         finally:
             app.close()
 
@@ -145,7 +145,7 @@ def _event_loop_runner() -> Callable[[Coroutine[Any, Any, None]], None]:
 
 
 async def _serve(
-    app: EmbeddingApp, listener: socket.socket, options: ServerOptions, path: Path
+    app: EmbeddingApp, listener: socket.socket, options: ServerOptions, files: ModelFiles
 ) -> None:
     server = _Server(
         uvicorn.Config(
@@ -165,7 +165,7 @@ async def _serve(
     )
     host, port = listener.getsockname()[:2]
     log.info("listening on http://%s:%d, loading %s", host, port, options.model)
-    loading = asyncio.create_task(_load(app, options, path))
+    loading = asyncio.create_task(_load(app, options, files))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     await asyncio.wait((loading, serving), return_when=asyncio.FIRST_COMPLETED)
     if loading.done() and loading.exception() is not None:
@@ -203,6 +203,22 @@ def load_encoder(path: Path, device: str) -> Encoder:
         raise _unloadable(path, error) from error
 
 
+def load_cross_encoder(path: Path, device: str) -> Encoder:
+    """A model that scores pairs of texts.
+
+    Raises:
+        ServiceError: the model cannot be loaded.
+    """
+    from sage_prefect.platform.embedding_server.cross_encoder import CrossEncoder
+
+    try:
+        return CrossEncoder(path, device)
+    except SageError:
+        raise
+    except Exception as error:
+        raise _unloadable(path, error) from error
+
+
 def _unloadable(path: Path, error: Exception) -> ServiceError:
     return ServiceError(
         f"the model at {path} cannot be loaded: {error}.",
@@ -210,9 +226,10 @@ def _unloadable(path: Path, error: Exception) -> ServiceError:
     )
 
 
-async def _load(app: EmbeddingApp, options: ServerOptions, path: Path) -> None:
+async def _load(app: EmbeddingApp, options: ServerOptions, files: ModelFiles) -> None:
     start = time.perf_counter()
-    encoder = await asyncio.to_thread(load_encoder, path, options.device)
+    load = load_cross_encoder if files.mode == "rerank" else load_encoder
+    encoder = await asyncio.to_thread(load, files.path, options.device)
     plan = choose_parallelism(options, encoder.device, len(os.sched_getaffinity(0)))
     batcher = Batcher(
         encoder,

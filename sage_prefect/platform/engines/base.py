@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from sage_prefect.common.errors import ModelNotFoundError, ServiceError
+from sage_prefect.platform.model_files import ModelMode
 from sage_prefect.platform.models import ModelFiles
 from sage_prefect.platform.service import ServiceSpec
 
@@ -67,7 +68,7 @@ class EngineDriver(abc.ABC):
     #: Name in the table of drivers.
     name: ClassVar[str]
     #: What its models can do.
-    modes: ClassVar[frozenset[Literal["chat", "embedding"]]]
+    modes: ClassVar[frozenset[ModelMode]]
     #: Our name -> the server's Prometheus metric, for what the server reports of its load:
     #: ``running`` and ``waiting`` requests, ``kv_usage`` (0 to 1), ``prompt_tokens`` and
     #: ``generated_tokens`` (counters).
@@ -119,7 +120,8 @@ class EngineDriver(abc.ABC):
             raise ModelNotFoundError(
                 f"model {model.name!r} is of mode {model.mode!r}; engine {self.name!r} serves "
                 f"{', '.join(sorted(self.modes))}.",
-                hint="Chat models: `sage llm serve`; embedding models: `sage embedding serve`.",
+                hint="Chat models: `sage llm serve`; embedding models and rerankers: "
+                "`sage embedding serve`.",
             )
 
 

@@ -25,10 +25,10 @@ from sage_prefect.platform.service import (
 
 
 class SentenceTransformersDriver(EngineDriver):
-    """Serves embedding models in Hugging Face layout."""
+    """Serves embedding models and cross-encoders in Hugging Face layout."""
 
     name = "sentence-transformers"
-    modes = frozenset({"embedding"})
+    modes = frozenset({"embedding", "rerank"})
 
     def availability(self) -> Availability:
         """Whether sentence-transformers and a web server are installed."""
@@ -76,7 +76,7 @@ class SentenceTransformersDriver(EngineDriver):
             start_timeout_s=options.start_timeout_s,
             engine=EngineRegistration(
                 base_url=f"{url}/v1",
-                models=(ServedModel(name=files.name, mode="embedding"),),
+                models=(ServedModel(name=files.name, mode=files.mode),),
                 driver=self.name,
                 device="cuda" if options.device == "cuda" else "cpu",
                 # It batches by tokens itself: give it enough at once to choose from.
