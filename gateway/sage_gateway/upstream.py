@@ -449,17 +449,25 @@ async def open_connection(
     Raises:
         UpstreamError: refused, unknown host, TLS failure, or time limit (cause CONNECT).
     """
-    try:
-        await asyncio.wait_for(
-            connection.loop.create_connection(
-                lambda: connection, host, port, ssl=tls, server_hostname=host if tls else None
-            ),
-            limit_s,
+    connecting = connection.loop.create_task(
+        connection.loop.create_connection(
+            lambda: connection, host, port, ssl=tls, server_hostname=host if tls else None
         )
-    except asyncio.TimeoutError:
+    )
+    try:
+        # Not wait_for: of Python 3.11 it swallows a cancellation that comes together with the end.
+        done, _ = await asyncio.wait({connecting}, timeout=limit_s)
+    except asyncio.CancelledError:
+        connecting.cancel()
+        connection.close()
+        raise
+    if not done:
+        connecting.cancel()
         raise UpstreamError(
             FailureCause.CONNECT, f"did not accept a connection within {limit_s:g} s"
-        ) from None
+        )
+    try:
+        connecting.result()
     except ssl.SSLError as error:
         raise UpstreamError(FailureCause.CONNECT, f"TLS failed ({error.reason})") from None
     except OSError as error:

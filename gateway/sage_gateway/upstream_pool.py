@@ -81,10 +81,7 @@ class UpstreamPool:
         limits = timeouts or self.timeouts
         loop = asyncio.get_running_loop()
         connection = UpstreamConnection(loop, self._on_idle, self._on_connection_closed)
-        # A task of its own: connecting with a time limit needs one (see inline_task).
-        await loop.create_task(
-            open_connection(connection, self._host, self._port, self._tls, limits.connect_s)
-        )
+        await open_connection(connection, self._host, self._port, self._tls, limits.connect_s)
         exchange = connection.send(parts, limits)
         self._all.add(connection)
         return exchange
