@@ -92,6 +92,30 @@ def run_experiment(
         raise typer.Exit(_exit_code(result))
 
 
+@app.command("overhead")
+def overhead(
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds; default: the experiment's own number.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Results root; default: $SAGE_RESULTS_DIR, else ./results.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small and short: shows that it works, proves nothing.")
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Exit with 1 when a claim fails, 3 when one is unproved."),
+    ] = False,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Set an option of the experiment."),
+    ] = None,
+) -> None:
+    """What the gateway costs beside other gateways: `sage bench run overhead`."""
+    run_experiment("overhead", rounds, 0, out, quick, check, options)
+
+
 @app.command("show")
 def show(
     result: Annotated[Path, typer.Argument(help="A result folder.")],
