@@ -117,6 +117,18 @@ def free_port() -> Callable[[], int]:
     return give
 
 
+@pytest.fixture(scope="session")
+def make_classifier() -> Callable[..., Path]:
+    """Makes a model of random weights that reads two texts: ``make_classifier(path, labels=1)``."""
+    return _make_classifier
+
+
+@pytest.fixture(scope="session")
+def tiny_reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a cross-encoder with random weights."""
+    return _make_classifier(tmp_path_factory.mktemp("models") / "tiny-reranker")
+
+
 @pytest.fixture(autouse=True)
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a unit test that leaves threads, child processes, sockets or files behind."""
@@ -140,6 +152,52 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         # Closing takes a moment (threads that were told to stop, cycles that hold sockets).
         gc.collect()
         time.sleep(0.02)
+
+
+def _make_classifier(path: Path, labels: int = 1) -> Path:
+    """A BERT that reads letters; its weights are wide enough to tell inputs apart."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        PreTrainedTokenizerFast,
+    )
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=32,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    ).save_pretrained(path)
+    torch.manual_seed(3)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        initializer_range=0.6,
+        num_labels=labels,
+    )
+    BertForSequenceClassification(config).save_pretrained(path)
+    return path
 
 
 def _has_mark(node: pytest.Item, *names: str) -> bool:

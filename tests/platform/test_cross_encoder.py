@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,74 +19,22 @@ from sage_prefect.platform.embedding_server.request import Limits
 from sage_prefect.platform.embedding_server.server import load_cross_encoder
 from sage_prefect.platform.model_files import detect_mode
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 DOCUMENTS = ["abd", "zzzzzz", "", "abc", "q" * 100]
 
 
-def make_model(path: Path, labels: int = 1) -> Path:
-    """A BERT that reads letters; its weights are wide enough to tell inputs apart."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import (
-        BertConfig,
-        BertForSequenceClassification,
-        PreTrainedTokenizerFast,
-    )
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *LETTERS]
-    tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_max_length=32,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    ).save_pretrained(path)
-    torch.manual_seed(3)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-        initializer_range=0.6,
-        num_labels=labels,
-    )
-    BertForSequenceClassification(config).save_pretrained(path)
-    return path
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("models") / "tiny-reranker")
-
-
-@pytest.fixture(scope="module")
-def encoder(folder: Path) -> CrossEncoder:
-    loaded = load_cross_encoder(folder, "cpu")
+def encoder(tiny_reranker: Path) -> CrossEncoder:
+    loaded = load_cross_encoder(tiny_reranker, "cpu")
     assert isinstance(loaded, CrossEncoder)
     return loaded
 
 
 @pytest.fixture(scope="module")
-def expected(folder: Path) -> Any:
+def expected(tiny_reranker: Path) -> Any:
     """``sentence_transformers``'s own scores."""
     from sentence_transformers import CrossEncoder as Reference
 
-    reference = Reference(str(folder), device="cpu", local_files_only=True)
+    reference = Reference(str(tiny_reranker), device="cpu", local_files_only=True)
 
     def scores(*pairs: tuple[str, str]) -> list[float]:
         return [float(score) for score in reference.predict(list(pairs))]
@@ -210,14 +158,16 @@ async def test_embeddings_are_refused_by_name(client: httpx.AsyncClient) -> None
     assert (listed["max_model_len"], listed["embedding_dimension"]) == (32, None)
 
 
-def test_what_is_no_reranker(folder: Path, tmp_path: Path) -> None:
-    assert detect_mode(folder, "safetensors") == "rerank"
-    classifier = make_model(tmp_path / "classifier", labels=3)
+def test_what_is_no_reranker(
+    tiny_reranker: Path, make_classifier: Callable[..., Path], tmp_path: Path
+) -> None:
+    assert detect_mode(tiny_reranker, "safetensors") == "rerank"
+    classifier = make_classifier(tmp_path / "classifier", labels=3)
     assert detect_mode(classifier, "safetensors") == "embedding"
     with pytest.raises(ServiceError, match="3 labels"):
         load_cross_encoder(classifier, "cpu")
-    (folder / "modules.json").write_text("[]")
+    (tiny_reranker / "modules.json").write_text("[]")
     try:
-        assert detect_mode(folder, "safetensors") == "rerank"
+        assert detect_mode(tiny_reranker, "safetensors") == "rerank"
     finally:
-        (folder / "modules.json").unlink()
+        (tiny_reranker / "modules.json").unlink()
