@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from sage_gateway.answer_assembly import AnswerAssembly
-from sage_gateway.dialects.base import MalformedAnswer, Translation
+from sage_gateway.dialects.base import MalformedAnswer, Translation, UnusableAnswer
 from sage_gateway.engines import Engine
 from sage_gateway.errors import HttpError
 from sage_gateway.json_splice import replaced
@@ -27,7 +27,7 @@ from sage_gateway.upstream_answer import (
     says_overloaded,
     wrapped_error,
 )
-from sage_gateway.usage import NO_USAGE, usage_in_tail
+from sage_gateway.usage import NO_USAGE, Usage, usage_in_tail
 from sage_prefect.control_plane.events import FailureCause
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class AnswerRelay:
             if self._call.streams or not ended:
                 what = "no stream" if ended else f"more than {len(answer)} bytes"
                 raise UpstreamError(FailureCause.PROTOCOL, f"sent {what}")
-            answer = self._back(answer)
+            answer = self._back(answer, usage)
         elif not ended:
             await self._relay_big(answer)
             return status
@@ -171,13 +171,18 @@ class AnswerRelay:
         self._call.done(self._ticket, usage_in_tail(tail))
         reply.end()
 
-    def _back(self, answer: bytes) -> bytes:
+    def _back(self, answer: bytes, usage: Usage) -> bytes:
         """A whole answer in the client's API."""
         assert self._translation is not None
         try:
             return self._translation.whole(answer)
         except MalformedAnswer as error:
             raise UpstreamError(FailureCause.PROTOCOL, str(error)) from None
+        except UnusableAnswer as error:
+            self._call.done(self._ticket, usage)
+            raise HttpError(
+                502, str(error), code="unusable_answer", headers=tuple(self._headers)
+            ) from None
 
     async def _drained(self) -> None:
         """The client is slow: wait for it, but not for ever."""
@@ -217,7 +222,7 @@ class AnswerRelay:
             )
         answer = assembly.answer()
         if self._translation is not None:
-            answer = self._back(answer)
+            answer = self._back(answer, assembly.usage)
         self._call.done(self._ticket, assembly.usage)
         self._reply.whole(200, answer, JSON, self._headers)
         return 200

@@ -242,6 +242,30 @@ async def test_what_cannot_be_translated_is_501_and_passes_where_native(
     assert (await native.client.post(path, json={**STREAMS[path], **fields})).status_code == 200
 
 
+async def test_arguments_that_are_no_json_are_the_models_fault(lab: Any) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{nope"}}
+    choice = {"message": {"content": None, "tool_calls": [call]}, "finish_reason": "tool_calls"}
+    peer = await lab.peer(answering(orjson.dumps({"choices": [choice]})))
+    gateway = await lab.gateway(lab.engine(peer))
+    heard = lab.overhear(gateway)
+    reply = await gateway.client.post("/v1/messages", json=MESSAGE)
+    assert reply.status_code == 502
+    assert "no JSON object" in reply.json()["error"]["message"]
+    assert [type(event) for event in heard] == [Arrival, Done]
+    assert len(peer.posts) == 1
+
+
+async def test_pictures_pass_to_an_engine_that_scores_them(lab: Any) -> None:
+    peer = await lab.peer(answering(b"{}"))
+    gateway = await lab.gateway(lab.engine(peer, driver="vllm", models=BOTH))
+    picture = {"content": [{"type": "image_url", "image_url": {"url": "data:"}}]}
+    for path, body in (
+        ("/v1/rerank", {"model": "r", "query": picture, "documents": picture}),
+        ("/v1/score", {"model": "r", "queries": picture, "items": [picture]}),
+    ):
+        assert (await gateway.client.post(path, json=body)).status_code == 200
+
+
 async def test_errors_of_messages_have_anthropics_shape(lab: Any) -> None:
     peer = await lab.peer(answering(b'{"error":{"message":"no such thing"}}', 400))
     gateway = await lab.gateway(lab.engine(peer))

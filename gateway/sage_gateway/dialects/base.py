@@ -22,6 +22,10 @@ class MalformedAnswer(ValueError):  # noqa: N818 - becomes a failure of the engi
     """
 
 
+class UnusableAnswer(Exception):  # noqa: N818 - answered with 502; the engine did its work
+    """The model's answer cannot be told in the client's API. ``str()`` is a whole sentence."""
+
+
 class NotTranslatable(Exception):  # noqa: N818 - turned into an HttpError that names the engine
     """The request asks for something that the engine's API cannot express.
 
@@ -90,6 +94,7 @@ class Translation(Protocol):
 
         Raises:
             MalformedAnswer: it is not such an answer.
+            UnusableAnswer: it is one, and cannot be told.
         """
 
     def stream(self) -> StreamRelay:

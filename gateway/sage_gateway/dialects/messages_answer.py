@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from sage_gateway.dialects.base import MalformedAnswer, Stamp
+from sage_gateway.dialects.base import MalformedAnswer, Stamp, UnusableAnswer
 from sage_gateway.dialects.chat_events import choice_of, texts_of, tool_calls_of
 from sage_gateway.usage import usage_of
 
@@ -55,6 +55,7 @@ def whole_message(answer: bytes, model: str, stamp: Stamp) -> bytes:
 
     Raises:
         MalformedAnswer: it is no chat answer.
+        UnusableAnswer: it calls a tool with arguments that are no object.
     """
     try:
         chat = orjson.loads(answer)
@@ -75,7 +76,8 @@ def whole_message(answer: bytes, model: str, stamp: Stamp) -> bytes:
     for number, call in enumerate(calls):
         function = call["function"]
         block = tool_block(stamp, number, call.get("id"), function.get("name"))
-        blocks.append({**block, "input": arguments_of(function.get("arguments"))})
+        cut = choice.get("finish_reason") == "length" and number == len(calls) - 1
+        blocks.append({**block, "input": arguments_of(function.get("arguments"), cut=cut)})
     message.update(stop_of(choice, bool(calls)))
     message["usage"] = message_usage(chat.get("usage"))
     return orjson.dumps(message)
@@ -93,18 +95,23 @@ def tool_block(stamp: Stamp, number: int, call_id: Any, name: Any) -> dict[str, 
     return {"type": "tool_use", "id": named, "name": name, "input": {}}
 
 
-def arguments_of(value: Any) -> Mapping[str, Any]:
+def arguments_of(value: Any, *, cut: bool) -> Mapping[str, Any]:
     """A call's arguments, which the API holds as an object.
 
+    Args:
+        cut: the answer ended inside them; ``stop_reason`` tells the client not to trust them.
+
     Raises:
-        MalformedAnswer: they are none (the answer was cut, or the model wrote no JSON).
+        UnusableAnswer: the model wrote no JSON object.
     """
     try:
         parsed = orjson.loads(value or "{}")
     except (orjson.JSONDecodeError, TypeError):
         parsed = None
     if not isinstance(parsed, dict):
-        raise MalformedAnswer("sent a tool call whose arguments are no JSON object")
+        if cut:
+            return {}
+        raise UnusableAnswer("The model called a tool with arguments that are no JSON object.")
     return parsed
 
 

@@ -41,6 +41,9 @@ class ScoreOverRerank:
                 name, "a rerank call has one query; score each pair in a call of its own."
             )
         other, second = _side(body, SECOND)
+        for side, value in ((name, first), (other, second)):
+            if isinstance(value, dict):
+                raise NotTranslatable(side, "only texts can be scored.")
         texts = [second] if isinstance(second, str) else items(second, other)
         self._model: str = body["model"]
         self._stamp = stamp
@@ -88,8 +91,8 @@ class RerankDialect(Dialect):
 
     def check(self, body: Mapping[str, Any]) -> None:
         """A query alone says nothing."""
-        if not isinstance(body.get("documents", body.get("texts")), list):
-            raise invalid("documents", "a list of texts")
+        if not body.get("documents") and not body.get("texts"):
+            raise invalid("documents", "a list of at least one text")
 
 
 class ScoreDialect(Dialect):
@@ -108,7 +111,7 @@ class ScoreDialect(Dialect):
         return {
             **urgency(body),
             "query": query,
-            "documents": [second] if isinstance(second, str) else second,
+            "documents": second if isinstance(second, list) else [second],
         }
 
     def translate(
@@ -120,6 +123,6 @@ class ScoreDialect(Dialect):
 
 def _side(body: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, Any]:
     for name in names:
-        if isinstance(body.get(name), (str, list)):
+        if isinstance(body.get(name), (str, list, dict)):
             return name, body[name]
     raise invalid(names[0], "a text or a list of texts")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage_gateway.dialects.base import MalformedAnswer
+from sage_gateway.dialects.base import MalformedAnswer, UnusableAnswer
 from sage_gateway.dialects.messages import MessagesDialect
 from sage_gateway.dialects.messages_answer import error_object, whole_message
 from sage_gateway.dialects.messages_stream import MessagesStream
@@ -78,8 +78,10 @@ def test_why_it_ended(talk: Any, finish: str, met: Any, reason: str, sequence: A
 
 def test_arguments_that_are_no_object(talk: Any) -> None:
     message = {"content": None, "tool_calls": [talk.call(0, "f", '{"a":')]}
-    with pytest.raises(MalformedAnswer, match="no JSON object"):
-        whole_message(talk.answer(message, "length"), "m", talk.stamp)
+    with pytest.raises(UnusableAnswer, match="no JSON object"):
+        whole_message(talk.answer(message, "tool_calls"), "m", talk.stamp)
+    cut = orjson.loads(whole_message(talk.answer(message, "length"), "m", talk.stamp))
+    assert (cut["stop_reason"], cut["content"][0]["input"]) == ("max_tokens", {})
 
 
 @pytest.mark.parametrize("answer", [b"nope", b"[]", b"{}", b'{"choices":[{"text":"x"}]}'])

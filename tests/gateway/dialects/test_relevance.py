@@ -73,7 +73,9 @@ def test_refusals(talk: Any) -> None:
     with pytest.raises(HttpError, match="text_2"):
         SCORE.check({"model": "m", "text_1": "q"})
     with pytest.raises(HttpError, match="documents"):
-        RerankDialect().check({"model": "m", "query": "q", "documents": "a"})
+        RerankDialect().check({"model": "m", "query": "q", "documents": []})
+    with pytest.raises(NotTranslatable, match="text_2"):
+        translated(talk, text_1="q", text_2={"content": []})
 
 
 def test_the_scheduler_sees_a_rerank_call() -> None:
