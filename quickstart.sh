@@ -239,8 +239,8 @@ install_sage() {
   local packages native compiled
   packages=$(printf '%s ' "$version" "$extra" && digest pyproject.toml "$lock")
   native=$(digest_tree CMakeLists.txt native)
-  compiled=$(digest_tree sage_prefect/control_plane sage_prefect/common/compiled.py)
-  # Who works on the control plane with SAGE_COMPILED=0 waits for no compiler.
+  compiled=$(digest_tree sage_prefect/control_plane sage_prefect/common/compiled.py gateway/sage_gateway)
+  # Who works on these with SAGE_COMPILED=0 waits for no compiler.
   [ "${SAGE_COMPILED:-1}" = 1 ] || compiled=off
   if ! stamped packages "$packages" || ! runs; then
     [ "$use_uv" = 0 ] || prepare_uv

@@ -64,6 +64,7 @@ class Software(_Part):
     python: str
     implementation: str
     control_plane: str
+    gateway: str
     """``compiled``, or why Python ran its sources."""
     packages_file: str
     packages_sha256: str

@@ -33,6 +33,7 @@ def installed_packages() -> list[str]:
 def describe_software(packages: list[str]) -> dict[str, Any]:
     """Versions, and the SHA-256 of the list of packages as it stands in ``packages.txt``."""
     control_plane = compiled_state("sage_prefect.control_plane")
+    gateway = compiled_state("sage_gateway")
     versions = dict(package.split("==", 1) for package in packages)
     return {
         "os": _distribution(),
@@ -41,6 +42,7 @@ def describe_software(packages: list[str]) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "implementation": platform.python_implementation(),
         "control_plane": "compiled" if control_plane.active else control_plane.reason,
+        "gateway": "compiled" if gateway.active else gateway.reason,
         "packages_file": "packages.txt",
         "packages_sha256": hashlib.sha256(packages_text(packages)).hexdigest(),
         "key_packages": {name: versions[name] for name in KEY_PACKAGES if name in versions},

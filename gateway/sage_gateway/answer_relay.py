@@ -178,10 +178,10 @@ class AnswerRelay:
             return self._translation.whole(answer)
         except MalformedAnswer as error:
             raise UpstreamError(FailureCause.PROTOCOL, str(error)) from None
-        except UnusableAnswer as error:
+        except UnusableAnswer as unusable:
             self._call.done(self._ticket, usage)
             raise HttpError(
-                502, str(error), code="unusable_answer", headers=tuple(self._headers)
+                502, str(unusable), code="unusable_answer", headers=tuple(self._headers)
             ) from None
 
     async def _drained(self) -> None:

@@ -68,7 +68,9 @@ class GatewayApp:
     async def serve(self, exchange: ClientExchange) -> None:
         """Serve an inference request, which comes straight from its connection."""
         try:
-            caller = self.gateway.keys.caller(exchange.headers)
+            memo, keys = exchange.memo, self.gateway.keys
+            headers = exchange.headers
+            caller = keys.caller(headers) if memo is None else keys.caller_again(headers, memo)
             await self.gateway.inference.serve(exchange.route, caller, exchange)
         except HttpError as error:
             if not exchange.status:

@@ -34,6 +34,16 @@ class Caller:
     """Seconds since 1970."""
 
 
+class CallerMemo:
+    """Who sent a head that its connection may send again, as :meth:`KeyRing.caller` found."""
+
+    __slots__ = ("caller", "generation")
+
+    def __init__(self) -> None:
+        self.caller: Caller | None = None
+        self.generation = 0
+
+
 _MASTER = Caller(Entitlement("default", Band.CRITICAL), True)
 
 
@@ -65,6 +75,7 @@ class KeyRing:
         # Found by the hash's first bytes, decided by the whole hash.
         self._by_prefix: dict[bytes, tuple[bytes, Caller]] = {}
         self._master = None if master_key is None else digest_of(master_key.encode())
+        self._generation = 0
         self._configured = tuple(tenants)
         self._stored: tuple[TenantConfig, ...] = ()
         self._records: tuple[KeyRecord, ...] = ()
@@ -133,6 +144,19 @@ class KeyRing:
             )
         return caller
 
+    def caller_again(self, headers: dict[bytes, bytes], memo: CallerMemo) -> Caller:
+        """As :meth:`caller`, of a head that is, byte for byte, the one ``memo`` is of: it is
+        looked up again only when the keys have changed, or if it expires.
+
+        Raises:
+            HttpError: as :meth:`caller`.
+        """
+        known = memo.caller
+        if known is None or memo.generation != self._generation or known.expires_at is not None:
+            known = self.caller(headers)
+            memo.caller, memo.generation = known, self._generation
+        return known
+
     def manager(self, headers: dict[bytes, bytes]) -> Caller:
         """Who sent these headers, if it may manage.
 
@@ -178,6 +202,7 @@ class KeyRing:
                 )
             callers[self._master] = _MASTER
         self._meters = meters
+        self._generation += 1
         self._by_prefix = {digest[:8]: (digest, who) for digest, who in callers.items()}
 
     def _meter(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from sage_gateway.auth import CallerMemo
 from sage_gateway.errors import ClientGone, HttpError
 from sage_gateway.inline_task import InlineTask, Waiter, waiter
 from sage_gateway.reply import JSON, HeaderList, request_id_of
@@ -40,8 +41,8 @@ class ClientExchange:
 
     __slots__ = (
         "_body", "_body_done", "_chunks", "_expects_continue", "_framed", "_loop", "_on_gone",
-        "_paused", "_protocol", "_size", "_task", "_waiter", "extra", "gone", "headers",
-        "keep_alive", "request_id", "response_complete", "route", "status",
+        "_paused", "_protocol", "_size", "_task", "_turn", "_waiter", "extra", "gone", "headers",
+        "keep_alive", "memo", "request_id", "response_complete", "route", "status",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +60,8 @@ class ClientExchange:
         self.keep_alive = keep_alive
         self.request_id = request_id_of(headers)
         self.status = 0
+        self.memo: CallerMemo | None = None
+        """Who sent the same head before on this connection."""
         self.extra: HeaderList | None = None
         """Headers of every answer to this request, errors too."""
         self.response_complete = False
@@ -66,6 +69,7 @@ class ClientExchange:
         """The connection is lost."""
         self._protocol = protocol
         self._loop = protocol.loop
+        self._turn = protocol.turn
         self._chunks = chunks
         self._framed = False
         self._expects_continue = expects_continue
@@ -81,7 +85,7 @@ class ClientExchange:
 
     def begin(self) -> None:
         """Serve it. The coroutine runs until it first waits."""
-        self._task = InlineTask(self._loop, self._protocol.serve(self), self._on_served)
+        self._task = InlineTask(self._turn, self._protocol.serve(self), self._on_served)
         self._task.step()
 
     def cancel(self) -> None:
@@ -136,7 +140,7 @@ class ClientExchange:
                     raise HttpError(
                         408, "The request's body came too slowly.", code="request_timeout"
                     )
-                await self._wait()
+                await self._woken()
         finally:
             timer.stop()
 
@@ -191,7 +195,7 @@ class ClientExchange:
     async def drained(self) -> None:
         """Wait until the client has taken most of what was sent."""
         while self._paused and not self.gone:
-            await self._wait()
+            await self._woken()
 
     def end(self, data: bytes = b"") -> None:
         """Send the last piece of the body."""
@@ -271,12 +275,12 @@ class ClientExchange:
 
     def _wake(self) -> None:
         waiting = self._waiter
-        if waiting is not None and not waiting.done():
-            waiting.set_result(None)
-
-    async def _wait(self) -> None:
-        self._waiter = waiter(self._loop)
-        try:
-            await self._waiter
-        finally:
+        if waiting is not None:
             self._waiter = None
+            if not waiting.done():
+                waiting.set_result(None)
+
+    def _woken(self) -> Waiter:
+        """To be awaited: what :meth:`_wake` ends."""
+        waiting = self._waiter = waiter(self._turn)
+        return waiting

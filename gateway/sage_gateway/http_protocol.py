@@ -10,15 +10,17 @@ import asyncio
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from sage_gateway import inline_task
+from sage_gateway.auth import CallerMemo
 from sage_gateway.client_exchange import ClientExchange
 from sage_gateway.errors import error_body
+from sage_gateway.inline_task import turn_of
 from sage_gateway.routes import InferenceRoute
 
 MAX_HEADERS = 128
@@ -31,27 +33,39 @@ _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})(?=\r\n)", 
 Serve = Callable[[ClientExchange], Coroutine[Any, Any, None]]
 
 
+@dataclass(frozen=True, slots=True)
+class ProtocolSettings:
+    """What the connections of one gateway share.
+
+    Args:
+        serve: serves a POST to one of ``routes``; everything else goes to the ASGI application.
+        routes: by path.
+    """
+
+    max_header_bytes: int
+    read_timeout_s: float
+    serve: Serve
+    routes: Mapping[bytes, InferenceRoute]
+
+
 def limited_protocol(
     max_header_bytes: int,
     read_timeout_s: float,
     serve: Serve,
     routes: Mapping[str, InferenceRoute],
-) -> type[asyncio.Protocol]:
-    """The protocol class with these bound (uvicorn wants a class, not an instance).
+) -> Callable[..., LimitedHttpProtocol]:
+    """What uvicorn calls as its protocol class, with these bound.
 
     Args:
         serve: serves a POST to one of ``routes``; everything else goes to the ASGI application.
     """
-    return type(
-        "BoundHttpProtocol",
-        (LimitedHttpProtocol,),
-        {
-            "max_header_bytes": max_header_bytes,
-            "read_timeout_s": read_timeout_s,
-            "serve": staticmethod(serve),
-            "routes": {path.encode("ascii"): route for path, route in routes.items()},
-        },
+    settings = ProtocolSettings(
+        max_header_bytes,
+        read_timeout_s,
+        serve,
+        {path.encode("ascii"): route for path, route in routes.items()},
     )
+    return partial(LimitedHttpProtocol, settings)
 
 
 class HeadHoldingTransport:
@@ -59,34 +73,37 @@ class HeadHoldingTransport:
     client wakes once. Everything else goes straight to the real transport.
     """
 
-    __slots__ = ("_held", "_real")
+    __slots__ = ("_held", "_transport")
 
     def __init__(self, real: asyncio.Transport) -> None:
-        self._real = real
+        self._transport = real
         self._held: bytes | None = None
 
     def write(self, data: bytes) -> None:
         held = self._held
         if held is not None:
             self._held = None
-            self._real.writelines((held, data))
+            self._transport.writelines((held, data))
         elif data.startswith(b"HTTP/1.1 ") and data[9:10] != b"1":  # 100 Continue goes at once
             self._held = data
         else:
-            self._real.write(data)
+            self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
 
     def flush(self) -> None:
         """Send a head that no body followed."""
         held, self._held = self._held, None
-        if held is not None and not self._real.is_closing():
-            self._real.write(held)
+        if held is not None and not self._transport.is_closing():
+            self._transport.write(held)
 
     def close(self) -> None:
         self.flush()
-        self._real.close()
+        self._transport.close()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
+        return getattr(self._transport, name)
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
@@ -96,14 +113,15 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     uvicorn's. Both stand in ``cycle`` while they are served and wait in ``pipeline`` before.
     """
 
-    max_header_bytes = 64 << 10
-    read_timeout_s = 30.0
-    serve: Serve
     wire: asyncio.Transport
-    routes: Mapping[bytes, InferenceRoute]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, settings: ProtocolSettings, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.serve = settings.serve
+        self._routes = settings.routes
+        self._max_header_bytes = settings.max_header_bytes
+        self._read_timeout_s = settings.read_timeout_s
+        self.turn = turn_of(self.loop)
         self._in_head = True
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
@@ -128,7 +146,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        inline_task.enter()
+        self.turn.enter()
         try:
             self._stop_head_timer()
             if self._idle_timer is not None:
@@ -144,10 +162,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self.cycle = None  # type: ignore[assignment]
             super().connection_lost(exc)
         finally:
-            inline_task.leave()
+            self.turn.leave()
 
     def data_received(self, data: bytes) -> None:
-        inline_task.enter()
+        self.turn.enter()
         try:
             if self._is_known(data):
                 return
@@ -161,12 +179,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 self._to_begin = None
                 exchange.begin()
             if self._in_head and not self.transport.is_closing():
-                if self._head_bytes > self.max_header_bytes:
+                if self._head_bytes > self._max_header_bytes:
                     self._refuse(431, "The request's headers are too big.")
                 elif self._head_bytes and self._head_timer is None:
                     self._start_head_timer()
         finally:
-            inline_task.leave()
+            self.turn.leave()
 
     def _is_known(self, data: bytes) -> bool:
         """Serve a whole request whose head, but for its length, is the one before it on this
@@ -192,6 +210,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         exchange = ClientExchange(
             self, known.route, headers, keep_alive=True, chunks=True, expects_continue=False
         )
+        exchange.memo = known.memo
         self._exchange = self.cycle = exchange  # type: ignore[assignment]
         exchange.on_body(data[body_at:])
         exchange.on_body_end()
@@ -205,14 +224,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        inline_task.enter()
+        self.turn.enter()
         try:
             cycle: Any = self.cycle
             if isinstance(cycle, ClientExchange):
                 cycle.on_resume()
             super().resume_writing()
         finally:
-            inline_task.leave()
+            self.turn.leave()
 
     # -- httptools ------------------------------------------------------------------------
 
@@ -228,9 +247,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        oversized = self._head_bytes > self.max_header_bytes and (
+        oversized = self._head_bytes > self._max_header_bytes and (
             sum(len(name) + len(value) for name, value in self.headers) + len(self.url)
-            > self.max_header_bytes
+            > self._max_header_bytes
         )
         self._head_bytes = 0
         if self._head_timer is not None:
@@ -240,7 +259,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             raise ValueError("head over the limit")  # stops the parser; answered below
         parser = self.parser
         if parser.get_method() == b"POST":
-            route = self.routes.get(self.url) or self.routes.get(_path_of(self.url))
+            route = self._routes.get(self.url) or self._routes.get(_path_of(self.url))
             if route is not None:
                 self._take(route)
                 return
@@ -262,7 +281,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             chunks=is_current,
             expects_continue=self.expect_100_continue,
         )
-        self._known = _known_head(self._raw, exchange) if exchange.keep_alive else None
+        known = _known_head(self._raw, exchange) if exchange.keep_alive else None
+        self._known = known
+        if known is not None:
+            exchange.memo = known.memo
         self.cycle = exchange  # type: ignore[assignment]
         if before is None or before.response_complete:
             self._to_begin = exchange
@@ -299,19 +321,20 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
 
     def _begin_waiting(self, exchange: ClientExchange) -> None:
-        inline_task.enter()
+        self.turn.enter()
         try:
             if not exchange.gone:
                 exchange.begin()
         finally:
-            inline_task.leave()
+            self.turn.leave()
 
     def on_response_complete(self) -> None:
         self._holding.flush()
         self.server_state.total_requests += 1
-        if self.transport.is_closing():
+        if self.wire.is_closing():
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
             return
@@ -363,7 +386,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _start_head_timer(self) -> None:
-        self._head_timer = self.loop.call_later(self.read_timeout_s, self._on_head_timeout)
+        self._head_timer = self.loop.call_later(self._read_timeout_s, self._on_head_timeout)
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
@@ -375,7 +398,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             if self._head_bytes:
                 self._refuse(
-                    408, f"The request's head was not complete within {self.read_timeout_s:g} s."
+                    408, f"The request's head was not complete within {self._read_timeout_s:g} s."
                 )
             else:
                 self.transport.close()
@@ -392,6 +415,7 @@ class _KnownHead:
     after: bytes
     headers: dict[bytes, bytes]
     route: InferenceRoute
+    memo: CallerMemo
 
 
 def _known_head(data: bytes, exchange: ClientExchange) -> _KnownHead | None:
@@ -411,7 +435,8 @@ def _known_head(data: bytes, exchange: ClientExchange) -> _KnownHead | None:
     place = _CONTENT_LENGTH.search(data, 0, end + 2)
     if place is None or len(found) != 1 or len(data) != end + 4 + int(place[1]):
         return None  # another request may follow, and these headers may be that one's
-    return _KnownHead(data[: place.start(1)], data[place.end(1) : end + 4], headers, exchange.route)
+    before, after = data[: place.start(1)], data[place.end(1) : end + 4]
+    return _KnownHead(before, after, headers, exchange.route, CallerMemo())
 
 
 def _path_of(url: bytes) -> bytes:

@@ -249,7 +249,7 @@ class InferenceCall:
         while True:
             waiting_since = clock()
             try:
-                name = await ticket.placed()
+                name = ticket.engine if ticket.is_placed else await ticket.placed()
             except Refused as refused:
                 self.queue_s += clock() - waiting_since
                 self.last_failure = ticket.failure or self.last_failure

@@ -12,42 +12,66 @@ without cause: who waits looks again. Futures of asyncio can be awaited too; wha
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any, Union
+from typing import Any, Union, cast
 
 
-class _Turn(threading.local):
-    """One per thread, as there is one running loop per thread."""
+class Turn:
+    """The callback of an event loop that is under way, and who is to run when it ends.
 
-    def __init__(self) -> None:
+    One per loop: :func:`turn_of`. A callback that may wake tasks calls :meth:`enter` first and
+    :meth:`leave` last, in a ``finally``.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self.current: InlineTask | None = None
         self.depth = 0
         self.ready: deque[InlineTask] = deque()
-        self.armed: asyncio.AbstractEventLoop | None = None
+        self.armed = False
+
+    def enter(self) -> None:
+        """A callback begins; tasks that it wakes run in :meth:`leave`."""
+        self.depth += 1
+
+    def leave(self) -> None:
+        """It ends: run who was woken."""
+        if self.depth == 1 and self.ready:
+            ready = self.ready
+            try:
+                while ready:
+                    ready.popleft().step()
+            finally:
+                self.depth = 0
+        else:
+            self.depth -= 1
+
+    def wake(self, task: InlineTask) -> None:
+        """Run ``task`` when the present callback ends, or in the loop's next turn."""
+        self.ready.append(task)
+        if not self.depth and not self.armed:
+            self.armed = True
+            self.loop.call_soon(self._run_ready)
+
+    def _run_ready(self) -> None:
+        self.armed = False
+        self.enter()
+        self.leave()
 
 
-_turn = _Turn()
+_turns: list[Turn] = []
 
 
-def enter() -> None:
-    """A callback of the event loop begins; tasks that it wakes run in :func:`leave`."""
-    _turn.depth += 1
-
-
-def leave() -> None:
-    """It ends: run who was woken. Belongs into a ``finally``."""
-    turn = _turn
-    if turn.depth == 1 and turn.ready:
-        ready = turn.ready
-        try:
-            while ready:
-                ready.popleft().step()
-        finally:
-            turn.depth = 0
-    else:
-        turn.depth -= 1
+def turn_of(loop: asyncio.AbstractEventLoop) -> Turn:
+    """The turn of ``loop``; to be kept by who needs it often."""
+    for turn in _turns:
+        if turn.loop is loop:
+            return turn
+    _turns[:] = [turn for turn in _turns if not turn.loop.is_closed()]
+    turn = Turn(loop)
+    _turns.append(turn)
+    return turn
 
 
 class Pause:
@@ -68,38 +92,47 @@ class Pause:
             self._is_over = True
             self._task.wake()
 
+    # Its own iterator: one object less than a generator for each wait.
+
     def __await__(self) -> Generator[Any, None, None]:
-        if not self._is_over:
-            yield self
+        return cast("Generator[Any, None, None]", self)
+
+    def __iter__(self) -> Pause:
+        return self
+
+    def __next__(self) -> Pause:
+        if self._is_over:
+            raise StopIteration
+        return self
 
 
 Waiter = Union["asyncio.Future[None]", Pause]
 
 
-def waiter(loop: asyncio.AbstractEventLoop) -> Waiter:
+def waiter(turn: Turn) -> Waiter:
     """What the running coroutine can await: a :class:`Pause`, or a future outside inline tasks."""
-    current = _turn.current
-    return loop.create_future() if current is None else Pause(current)
+    current = turn.current
+    return turn.loop.create_future() if current is None else Pause(current)
 
 
 class InlineTask:
     """Runs a coroutine from :meth:`step` to :meth:`step`.
 
     Args:
-        loop: the running loop.
+        turn: of the running loop.
         coroutine: reports its own failures; one that escapes goes to the loop's exception handler.
         on_done: called when it has ended, however it did.
     """
 
-    __slots__ = ("_cancelled", "_coroutine", "_future", "_on_done", "loop")
+    __slots__ = ("_cancelled", "_coroutine", "_future", "_on_done", "_turn")
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        turn: Turn,
         coroutine: Coroutine[Any, None, None],
         on_done: Callable[[], None],
     ) -> None:
-        self.loop = loop
+        self._turn = turn
         self._coroutine: Coroutine[Any, None, None] | None = coroutine
         self._on_done = on_done
         self._future: asyncio.Future[Any] | None = None
@@ -119,11 +152,7 @@ class InlineTask:
 
     def wake(self) -> None:
         """Run on: when the present callback ends, or in the loop's next turn."""
-        turn = _turn
-        turn.ready.append(self)
-        if not turn.depth and turn.armed is not self.loop:
-            turn.armed = self.loop
-            self.loop.call_soon(_run_ready)
+        self._turn.wake(self)
 
     def step(self) -> None:
         """Run up to the next wait."""
@@ -131,7 +160,7 @@ class InlineTask:
         future = self._future
         if coroutine is None or (future is not None and not future.done()):
             return  # woken twice: what it did after the first time decides
-        turn = _turn
+        turn = self._turn
         before, turn.current = turn.current, self
         turn.depth += 1
         try:
@@ -146,7 +175,7 @@ class InlineTask:
             return
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - told to the loop
             self._finish()
-            self.loop.call_exception_handler(
+            turn.loop.call_exception_handler(
                 {"message": "an inline task failed", "exception": error}
             )
             return
@@ -163,18 +192,13 @@ class InlineTask:
         future.add_done_callback(self._on_future)
 
     def _on_future(self, future: asyncio.Future[Any]) -> None:
-        enter()
+        turn = self._turn
+        turn.enter()
         try:
-            _turn.ready.append(self)
+            turn.ready.append(self)
         finally:
-            leave()
+            turn.leave()
 
     def _finish(self) -> None:
         self._coroutine = None
         self._on_done()
-
-
-def _run_ready() -> None:
-    _turn.armed = None
-    enter()
-    leave()

@@ -19,7 +19,7 @@ HeaderList = list[tuple[bytes, bytes]]
 JSON = b"application/json"
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
-_PREFIX = f"req-{secrets.token_hex(6)}-"
+_PREFIX = f"req-{secrets.token_hex(6)}-".encode()
 _COUNTER = itertools.count(1)
 
 
@@ -28,7 +28,7 @@ def request_id_of(headers: dict[bytes, bytes]) -> bytes:
     given = headers.get(b"x-request-id")
     if given is not None and _SANE_ID.fullmatch(given):
         return given
-    return f"{_PREFIX}{next(_COUNTER):x}".encode()
+    return b"%b%x" % (_PREFIX, next(_COUNTER))
 
 
 class Reply:

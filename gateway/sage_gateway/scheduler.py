@@ -14,7 +14,7 @@ from typing import Protocol
 
 from sage_gateway.embedding_call import EmbeddingCall
 from sage_gateway.errors import ClientGone, HttpError
-from sage_gateway.inline_task import Waiter, waiter
+from sage_gateway.inline_task import Waiter, turn_of, waiter
 from sage_gateway.recording import Recorder
 from sage_gateway.upstream import Exchange
 from sage_gateway.usage import Usage
@@ -126,6 +126,11 @@ class Ticket:
         """Another model may answer: it need not wait for engines to come back."""
         self._waiter: Waiter | None = None
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether it has an engine, and nothing else has happened."""
+        return self.engine is not None and self.rejection is None and not self.gone
+
     async def placed(self) -> str | None:
         """Wait for an engine and return its name; None: ``vectors`` are the answer.
 
@@ -142,15 +147,15 @@ class Ticket:
                 return self.engine
             if self.vectors is not None and self.vectors.complete:
                 return None
-            self._waiter = waiter(asyncio.get_running_loop())
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            waiting = self._waiter = waiter(turn_of(asyncio.get_running_loop()))
+            await waiting
 
     def wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiting = self._waiter
+        if waiting is not None:
+            self._waiter = None
+            if not waiting.done():
+                waiting.set_result(None)
 
 
 class Scheduler:

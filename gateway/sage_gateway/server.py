@@ -150,9 +150,10 @@ async def _serve(
     announce: Callable[[str], None],
     source: ConfigSource | None,
 ) -> None:
-    compiled = compiled_state("sage_prefect.control_plane")
-    if not compiled.active:
-        log.warning("the control plane is interpreted, about a third as fast: %s", compiled.reason)
+    for package in ("sage_prefect.control_plane", "sage_gateway"):
+        compiled = compiled_state(package)
+        if not compiled.active:
+            log.warning("%s is interpreted, much slower: %s", package, compiled.reason)
     gateway = Gateway(config, keys, source)
     app = GatewayApp(gateway, on_loopback=is_loopback(host))
     server = make_server(app, config)
@@ -177,7 +178,7 @@ def make_server(app: GatewayApp, config: GatewayConfig) -> GatewayServer:
     return GatewayServer(
         uvicorn.Config(
             app,
-            http=limited_protocol(
+            http=limited_protocol(  # type: ignore[arg-type]
                 limits.max_header_bytes, limits.read_timeout_s, app.serve, INFERENCE_ROUTES
             ),
             ws="none",

@@ -11,11 +11,11 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import httptools
 
-from sage_gateway import inline_task
-from sage_gateway.inline_task import Waiter, waiter
+from sage_gateway.inline_task import Waiter, turn_of, waiter
 from sage_prefect.control_plane.events import FailureCause
 
 # The engine is read no further while the client has this much still to take.
@@ -68,6 +68,7 @@ class Exchange:
         "_limit_s",
         "_loop",
         "_paused",
+        "_turn",
         "_waiter",
         "_waits_for_end",
         "chunked",
@@ -83,6 +84,7 @@ class Exchange:
     def __init__(self, connection: UpstreamConnection, timeouts: Timeouts) -> None:
         self._connection = connection
         self._loop = connection.loop
+        self._turn = connection.turn
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
         self._finished = False
@@ -112,7 +114,7 @@ class Exchange:
         """
         while not self.head_done:
             self._raise_if_failed()
-            await self._wait()
+            await self._woken()
         self._raise_if_failed(after_head=True)
 
     async def read(self) -> bytes:
@@ -125,7 +127,7 @@ class Exchange:
             self._raise_if_failed()
             if self._finished:
                 return b""
-            await self._wait()
+            await self._woken()
         return self._take()
 
     async def read_all(self, limit: int) -> tuple[bytes, bool]:
@@ -138,7 +140,7 @@ class Exchange:
             self._raise_if_failed()
             self._waits_for_end = True
             self._resume()  # so much may have come between head() and this call that it paused
-            await self._wait()
+            await self._woken()
         self._waits_for_end = False
         self._raise_if_failed()
         return self._take() if self._chunks else b"", self._finished
@@ -183,18 +185,18 @@ class Exchange:
         self.wake()
 
     def wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        waiting = self._waiter
+        if waiting is not None:
+            self._waiter = None
+            if not waiting.done():
+                waiting.set_result(None)
 
     # -- inside ---------------------------------------------------------------------------
 
-    async def _wait(self) -> None:
-        self._waiter = waiter(self._loop)
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+    def _woken(self) -> Waiter:
+        """To be awaited: what :meth:`wake` ends."""
+        waiting = self._waiter = waiter(self._turn)
+        return waiting
 
     def _take(self) -> bytes:
         chunks = self._chunks
@@ -232,8 +234,9 @@ class Exchange:
         return None
 
 
-class UpstreamConnection(asyncio.Protocol):
-    """A connection to one engine; carries one exchange at a time.
+class UpstreamConnection:
+    """A connection to one engine; carries one exchange at a time. The loop's protocol, by its
+    methods: a base class would cost the compiled one its fast attributes.
 
     Args:
         on_idle: called when an exchange has ended cleanly and the connection may be used again.
@@ -247,6 +250,7 @@ class UpstreamConnection(asyncio.Protocol):
         on_closed: Callable[[UpstreamConnection], None],
     ) -> None:
         self.loop = loop
+        self.turn = turn_of(loop)
         self.used = 0
         self.idle_since = 0.0
         self._on_idle = on_idle
@@ -304,15 +308,15 @@ class UpstreamConnection(asyncio.Protocol):
 
     # -- asyncio.Protocol -----------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        inline_task.enter()
+        self.turn.enter()
         try:
             self._take(data)
         finally:
-            inline_task.leave()
+            self.turn.leave()
 
     def _take(self, data: bytes) -> None:
         exchange, parser = self._exchange, self._parser
@@ -336,11 +340,11 @@ class UpstreamConnection(asyncio.Protocol):
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        inline_task.enter()
+        self.turn.enter()
         try:
             self._lose(exc)
         finally:
-            inline_task.leave()
+            self.turn.leave()
 
     def _lose(self, exc: Exception | None) -> None:
         self._closed = True
@@ -422,11 +426,11 @@ class UpstreamConnection(asyncio.Protocol):
         exchange = self._exchange
         if exchange is None:
             return
-        inline_task.enter()
+        self.turn.enter()
         try:
             wait = exchange.time_left()
         finally:
-            inline_task.leave()
+            self.turn.leave()
         if wait is not None:
             self._ring_within(wait)
 
@@ -451,7 +455,11 @@ async def open_connection(
     """
     connecting = connection.loop.create_task(
         connection.loop.create_connection(
-            lambda: connection, host, port, ssl=tls, server_hostname=host if tls else None
+            lambda: cast("asyncio.Protocol", connection),
+            host,
+            port,
+            ssl=tls,
+            server_hostname=host if tls else None,
         )
     )
     try:
@@ -468,8 +476,8 @@ async def open_connection(
         )
     try:
         connecting.result()
-    except ssl.SSLError as error:
-        raise UpstreamError(FailureCause.CONNECT, f"TLS failed ({error.reason})") from None
+    except ssl.SSLError as refused:
+        raise UpstreamError(FailureCause.CONNECT, f"TLS failed ({refused.reason})") from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UpstreamError(FailureCause.CONNECT, f"cannot be reached ({reason})") from None

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
-# A raw "usage" followed by a colon can only be a key: inside a string its quotes are escaped.
-_USAGE_OBJECT = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
-_TAIL = 8192
+_TAIL: Final = 8192
+_KEY: Final = b'"usage"'
 
 
 class Usage(NamedTuple):
@@ -57,16 +55,35 @@ def _later_usage(value: dict[str, Any]) -> Usage:
 
 def usage_in_tail(body: bytes) -> Usage:
     """The last ``usage`` object in the last few KB of a JSON answer."""
-    at = body.rfind(b'"usage"', max(0, len(body) - _TAIL))
+    first = max(0, len(body) - _TAIL)
+    at = body.rfind(_KEY, first)
     while at >= 0:
-        match = _USAGE_OBJECT.match(body, at)
-        if match is not None:
+        found = _object_after(body, at + len(_KEY))
+        if found:
             try:
-                return usage_of(orjson.loads(match.group(1)))
+                return usage_of(orjson.loads(found))
             except orjson.JSONDecodeError:
                 return NO_USAGE
-        at = body.rfind(b'"usage"', max(0, len(body) - _TAIL), at)
+        at = body.rfind(_KEY, first, at)
     return NO_USAGE
+
+
+def _object_after(body: bytes, position: int) -> bytes:
+    """The object that follows a colon at ``position``; empty if none does.
+
+    A raw ``"usage"`` before a colon can only be a key: inside a string its quotes are escaped.
+    Token counts have no braces in their strings, so braces are simply counted.
+    """
+    start = body.find(b"{", position)
+    if start < 0 or body[position:start].strip() != b":":
+        return b""
+    end = start
+    while True:
+        end = body.find(b"}", end) + 1
+        if not end:
+            return b""
+        if body.count(b"{", start, end) == body.count(b"}", start, end):
+            return body[start:end]
 
 
 def _count(value: Any) -> int | None:

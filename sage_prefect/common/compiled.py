@@ -1,7 +1,7 @@
 """A package's compiled twin: taken only when it was made from exactly the sources that are here.
 
 mypyc turns the typed modules of a package into C, all of them in one extension module
-(``native/control_plane/generate.py``). The Python sources stay the truth: where the extension is
+(``native/compiled/generate.py``). The Python sources stay the truth: where the extension is
 missing, does not load or is older than the sources, they run as they are, slower and otherwise
 the same. ``SAGE_COMPILED=0`` runs them on purpose.
 """
@@ -81,7 +81,8 @@ def _prepare(package: str, extension: str) -> CompiledState:
     except ImportError as error:
         return CompiledState(False, f"the build does not load: {error}")
     file = str(built.__file__)
-    if sources_digest(Path(sys.modules[package].__path__[0])) != built.DIGEST:
+    # Not its __path__: in an editable install that begins with where the extension is.
+    if sources_digest(Path(str(sys.modules[package].__file__)).parent) != built.DIGEST:
         return CompiledState(False, f"the sources changed since {file} was built")
     sys.meta_path.insert(0, _CompiledFinder(file, built.MODULES))
     return CompiledState(True, file)

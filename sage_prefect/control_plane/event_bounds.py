@@ -3,7 +3,7 @@
 Engines report token counts and clients wish for deadlines; neither may bring infinite, negative or
 thousand-digit numbers into the books, where one NaN would spoil an order for good.
 
-Never compiled (``native/control_plane/generate.py``): compiled code takes a field's type for
+Never compiled (``native/compiled/generate.py``): compiled code takes a field's type for
 granted, and raises where the value is another.
 """
 

@@ -152,17 +152,21 @@ def check_toolchain() -> Iterator[Finding]:
         )
     else:
         yield Finding("native module", "OK", str(getattr(native, "__file__", native)))
-    control_plane = compiled_state("sage_prefect.control_plane")
-    if control_plane.active:
-        yield Finding("control plane", "OK", f"compiled: {control_plane.reason}")
-    else:
-        # Right all the same, and slower.
-        yield Finding(
-            "control plane",
-            "WARN",
-            f"interpreted, about a third as fast: {control_plane.reason}",
-            "Run: pip install -e . (or ./quickstart.sh --no-demo)",
-        )
+    for name, package in (
+        ("control plane", "sage_prefect.control_plane"),
+        ("gateway", "sage_gateway"),
+    ):
+        compiled = compiled_state(package)
+        if compiled.active:
+            yield Finding(name, "OK", f"compiled: {compiled.reason}")
+        else:
+            # Right all the same, and slower.
+            yield Finding(
+                name,
+                "WARN",
+                f"interpreted, much slower: {compiled.reason}",
+                "Run: pip install -e . (or ./quickstart.sh --no-demo)",
+            )
 
 
 def check_packages() -> Iterator[Finding]:

@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
-from sage_gateway import inline_task
-from sage_gateway.inline_task import InlineTask, Waiter, waiter
+from sage_gateway.inline_task import InlineTask, Turn, Waiter, turn_of, waiter
+
+
+def turn() -> Turn:
+    return turn_of(asyncio.get_running_loop())
 
 
 def start(coroutine: Any) -> tuple[InlineTask, list[str]]:
     ended: list[str] = []
-    task = InlineTask(asyncio.get_running_loop(), coroutine, lambda: ended.append("ended"))
+    task = InlineTask(turn(), coroutine, lambda: ended.append("ended"))
     task.step()
     return task, ended
 
@@ -23,15 +26,15 @@ async def test_who_is_woken_in_a_callback_runs_when_it_ends() -> None:
     seen: list[str] = []
 
     async def work() -> None:
-        waits.append(waiter(asyncio.get_running_loop()))
+        waits.append(waiter(turn()))
         await waits[0]
         seen.append("woken")
 
     task, ended = start(work())
-    inline_task.enter()
+    turn().enter()
     waits[0].set_result(None)
     seen.append("callback goes on")
-    inline_task.leave()
+    turn().leave()
     assert seen == ["callback goes on", "woken"]
     assert (task.done, ended) == (True, ["ended"])
 
@@ -40,7 +43,7 @@ async def test_who_is_woken_outside_a_callback_runs_in_the_next_turn() -> None:
     waits: list[Waiter] = []
 
     async def work() -> None:
-        waits.append(waiter(asyncio.get_running_loop()))
+        waits.append(waiter(turn()))
         await waits[0]
 
     task, _ = start(work())
@@ -73,7 +76,7 @@ async def test_cancelling_raises_where_it_waits(waits_for_future: bool) -> None:
 
     async def work() -> None:
         try:
-            await (loop.create_future() if waits_for_future else waiter(loop))
+            await (loop.create_future() if waits_for_future else waiter(turn()))
         except asyncio.CancelledError:
             seen.append("cancelled")
 
@@ -98,4 +101,4 @@ async def test_a_failure_that_escapes_reaches_the_loop() -> None:
 
 
 async def test_outside_inline_tasks_a_waiter_is_a_future() -> None:
-    assert isinstance(waiter(asyncio.get_running_loop()), asyncio.Future)
+    assert isinstance(waiter(turn()), asyncio.Future)

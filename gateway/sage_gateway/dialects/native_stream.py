@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 
@@ -22,7 +22,7 @@ class NativeStream:
     Subclasses name the events in ``_watched`` and read them in ``_read``.
     """
 
-    _watched: re.Pattern[bytes]
+    _watched: ClassVar[re.Pattern[bytes]]
 
     def __init__(self) -> None:
         self.usage: Usage = NO_USAGE
@@ -87,7 +87,9 @@ class NativeStream:
 class NativeMessages(NativeStream):
     """Anthropic's events."""
 
-    _watched = re.compile(rb'"type"\s*:\s*"(?:message_start|message_delta|message_stop)"')
+    _watched: ClassVar[re.Pattern[bytes]] = re.compile(
+        rb'"type"\s*:\s*"(?:message_start|message_delta|message_stop)"'
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +114,9 @@ class NativeMessages(NativeStream):
 class NativeResponses(NativeStream):
     """Events of the Responses API."""
 
-    _watched = re.compile(rb'"type"\s*:\s*"response\.(?:created|completed|incomplete|failed)"')
+    _watched: ClassVar[re.Pattern[bytes]] = re.compile(
+        rb'"type"\s*:\s*"response\.(?:created|completed|incomplete|failed)"'
+    )
 
     def __init__(self) -> None:
         super().__init__()
