@@ -292,3 +292,18 @@ def test_the_general_encoder_equals_the_fast_one(plain: Any) -> None:
     assert fast.tokenize(TEXTS) == general.tokenize(TEXTS)
     ids = [text.ids for text in fast.tokenize(TEXTS)]
     np.testing.assert_allclose(fast.encode(ids), general.encode(ids), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_half_precision_changes_vectors_little(fast: bool) -> None:
+    from sage_prefect.platform.embedding_server.bert import BertEncoder
+    from sage_prefect.platform.embedding_server.sentence_transformer import (
+        SentenceTransformerEncoder,
+    )
+
+    path = resolve(MODEL).path
+    kind = BertEncoder if fast else SentenceTransformerEncoder
+    whole, half = BertEncoder(path, "cpu"), kind(path, "cpu", "bfloat16")
+    ids = [text.ids for text in whole.tokenize(TEXTS)]
+    cosine = (whole.encode(ids) * half.encode(ids)).sum(axis=1)
+    assert 0.999 < cosine.min() < 1.0 - 1e-7

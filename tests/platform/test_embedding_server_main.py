@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
 from sage_prefect.common.errors import ServiceError
 from sage_prefect.platform.embedding_server.__main__ import main
 from sage_prefect.platform.embedding_server.bert import Architecture, UnsupportedModel
-from sage_prefect.platform.embedding_server.encoder import pad
+from sage_prefect.platform.embedding_server.encoder import finite, pad, resolve_dtype
 from sage_prefect.platform.embedding_server.server import ServerOptions, choose_parallelism
 from sage_prefect.platform.models import resolve
 
@@ -71,6 +72,39 @@ def test_parallelism(
 ) -> None:
     plan = choose_parallelism(ServerOptions("m", **options), device, cores)  # type: ignore[arg-type]
     assert (plan.workers, plan.threads_each, plan.token_budget) == expected
+
+
+# -- number formats ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "expected"),
+    [
+        ("auto", "cpu", "float32"),
+        ("auto", "cuda", "float16"),
+        ("bfloat16", "cpu", "bfloat16"),
+        ("float32", "cuda:1", "float32"),
+    ],
+)
+def test_number_format(dtype: str, device: str, expected: str) -> None:
+    assert str(resolve_dtype(dtype, device)) == f"torch.{expected}"
+
+
+def test_number_formats_that_do_not_fit() -> None:
+    with pytest.raises(ServiceError, match="'int8' is not known"):
+        resolve_dtype("int8", "cpu")
+    with pytest.raises(ServiceError, match="a CPU computes float16 slower"):
+        resolve_dtype("float16", "cpu")
+
+
+def test_vectors_that_are_no_numbers_are_not_served() -> None:
+    good = np.ones((2, 3), dtype=np.float32)
+    assert finite(good, "torch.float16") is good
+    bad = good.copy()
+    bad[1, 2] = np.inf
+    with pytest.raises(ServiceError, match="not finite in float16") as caught:
+        finite(bad, "torch.float16")
+    assert "--dtype float32" in caught.value.hint
 
 
 def test_padding() -> None:

@@ -1,4 +1,4 @@
-"""``python -m sage_bench.gpu OUT [--model FOLDER] [--shapes NAME,...]``: what a GPU machine tells."""
+"""``python -m sage_bench.gpu OUT [--model FOLDER] [--shapes NAME,...]``: what a GPU tells."""
 
 from __future__ import annotations
 

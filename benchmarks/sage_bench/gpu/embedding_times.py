@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sage_prefect.platform.embedding_server.sentence_transformer import SentenceTransformerEncoder
+from sage_prefect.platform.embedding_server.server import load_encoder
 
 LENGTHS = (16, 64, 256)
 BATCHES = (1, 8, 32, 128, 512)
@@ -35,7 +35,7 @@ def measure(model: Path, text: str) -> dict[str, Any]:
     words = text.split()
     draw = random.Random(0)
     texts = [" ".join(words[at : at + draw.randint(3, 180)]) for at in range(0, 12_800, 200)]
-    cpu = SentenceTransformerEncoder(model, "cpu")
+    cpu = load_encoder(model, "cpu")
     tokens = [each.ids for each in cpu.tokenize(texts)]
     exact = cpu.encode(tokens)
     result: dict[str, Any] = {
@@ -43,19 +43,13 @@ def measure(model: Path, text: str) -> dict[str, Any]:
         "cpu": _times(cpu, tokens[0], most_tokens=4096),
         "threads": torch.get_num_threads(),
     }
-    for name, dtype in (
-        ("float32", None),
-        ("bfloat16", torch.bfloat16),
-        ("float16", torch.float16),
-    ):
-        encoder = SentenceTransformerEncoder(model, "cuda")
-        if dtype is not None:
-            encoder._model.to(dtype)
+    for dtype in ("float32", "bfloat16", "float16"):
+        encoder = load_encoder(model, "cuda", dtype)
         found = encoder.encode(tokens)
         cosine = (found * exact).sum(axis=1) / (
             np.linalg.norm(found, axis=1) * np.linalg.norm(exact, axis=1)
         )
-        result[name] = {
+        result[dtype] = {
             **_times(encoder, tokens[0], most_tokens=_MOST_TOKENS),
             "least_cosine_to_cpu": float(cosine.min()),
             "peak_mb": torch.cuda.max_memory_allocated() / 1e6,

@@ -39,6 +39,12 @@ def parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to bind")
     add("--port", type=int, default=int(SagePorts.EMBEDDING), help="0: the kernel chooses")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add(
+        "--dtype",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        default="auto",
+        help="number format (auto: float16 on a GPU, float32 on a CPU)",
+    )
     positive = _positive
     add(
         "--max-batch-tokens",
@@ -90,6 +96,7 @@ def _run(parsed: argparse.Namespace) -> None:
         host=parsed.host,
         port=parsed.port,
         device=parsed.device,
+        dtype=parsed.dtype,
         token_budget=parsed.max_batch_tokens,
         threads=parsed.threads,
         workers=parsed.workers,

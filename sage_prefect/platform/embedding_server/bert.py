@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from sage_prefect.common.errors import MissingDependencyError, ServiceError
 from sage_prefect.platform.embedding_server.encoder import (
     Tokens,
+    finite,
     pad,
     resolve_device,
+    resolve_dtype,
     tokenize_in_slices,
 )
 
@@ -98,6 +100,7 @@ class BertEncoder:
     Args:
         path: a folder in sentence-transformers layout.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``..., or ``"auto"`` (CUDA where there is one).
+        dtype: number format, see :func:`~.encoder.resolve_dtype`; pooling is in float32 always.
 
     Raises:
         UnsupportedModel: another architecture, tokenizer, number format.
@@ -105,7 +108,7 @@ class BertEncoder:
         ServiceError: there is no such device.
     """
 
-    def __init__(self, path: Path, device: str = "auto") -> None:
+    def __init__(self, path: Path, device: str = "auto", dtype: str = "auto") -> None:
         self.architecture = architecture = Architecture.read(path)
         try:
             import torch
@@ -125,7 +128,9 @@ class BertEncoder:
         weights = load_file(path / "model.safetensors", device=self.device)
         types = {str(tensor.dtype) for tensor in weights.values() if tensor.is_floating_point()}
         _require(types == {"torch.float32"}, path, f"weights in {', '.join(sorted(types))}")
-        self._weights = _Weights(torch, weights, architecture, path)
+        self._dtype = resolve_dtype(dtype, self.device)
+        converted = {name: tensor.to(self._dtype) for name, tensor in weights.items()}
+        self._weights = _Weights(torch, converted, architecture, path)
 
     @property
     def dimension(self) -> int:
@@ -158,7 +163,7 @@ class BertEncoder:
             if self.architecture.normalize:
                 vectors = torch.nn.functional.normalize(vectors, dim=1)
             array: NDArray[np.float32] = vectors.cpu().numpy()
-        return array
+        return finite(array, self._dtype)
 
     def _states(self, tokens: Any, mask: Any) -> Any:
         functional = self._torch.nn.functional
@@ -182,6 +187,7 @@ class BertEncoder:
         return states
 
     def _pool(self, states: Any, mask: Any) -> Any:
+        states = states.float()
         if self.architecture.pooling == "cls":
             return states[:, 0]
         if mask is None:

@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sage_prefect.common.errors import MissingDependencyError, ServiceError
-from sage_prefect.platform.embedding_server.encoder import Tokens, pad, resolve_device, slices
+from sage_prefect.platform.embedding_server.encoder import (
+    Tokens,
+    finite,
+    pad,
+    resolve_device,
+    resolve_dtype,
+    slices,
+)
 
 
 class PairIds(list[int]):
@@ -37,6 +44,7 @@ class CrossEncoder:
     Args:
         path: a folder with a sequence classification model of one label.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``..., or ``"auto"`` (CUDA where there is one).
+        dtype: number format, see :func:`~.encoder.resolve_dtype`.
 
     Raises:
         MissingDependencyError: sentence-transformers is not installed.
@@ -46,7 +54,7 @@ class CrossEncoder:
     dimension = 1
     """A pair has one score."""
 
-    def __init__(self, path: Path, device: str = "auto") -> None:
+    def __init__(self, path: Path, device: str = "auto", dtype: str = "auto") -> None:
         try:
             import torch
             from sentence_transformers import CrossEncoder as Loaded
@@ -71,7 +79,8 @@ class CrossEncoder:
                 "supported yet.",
                 hint="Serve it with vLLM, or choose another model.",
             )
-        self._model = loaded.model
+        self._dtype = resolve_dtype(dtype, self.device)
+        self._model = loaded.model.to(self._dtype)
         self._activation = loaded.activation_fn
         self._max_tokens = _max_tokens(loaded, path)
         self._tokenizer = _rust_tokenizer(loaded, path, self._max_tokens)
@@ -112,9 +121,9 @@ class CrossEncoder:
             types, _ = pad([_types(pair) for pair in batch], 0, self._pad_left)
             features["token_type_ids"] = torch.from_numpy(types).to(self.device)
         with torch.inference_mode():
-            scores = self._activation(self._model(**features).logits)
-            array: NDArray[np.float32] = scores.float().cpu().numpy().reshape(len(batch), 1)
-        return array
+            scores = self._activation(self._model(**features).logits.float())
+            array: NDArray[np.float32] = scores.cpu().numpy().reshape(len(batch), 1)
+        return finite(array, self._dtype)
 
     def bound_threads(self, threads: int) -> None:
         """Let torch use this many threads for what the calling thread runs."""

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from sage_prefect.common.errors import MissingDependencyError, ServiceError
 from sage_prefect.platform.embedding_server.encoder import (
     Tokens,
+    finite,
     pad,
     resolve_device,
+    resolve_dtype,
     tokenize_in_slices,
 )
 
@@ -29,13 +31,14 @@ class SentenceTransformerEncoder:
     Args:
         path: a folder in sentence-transformers layout.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``..., or ``"auto"`` (CUDA where there is one).
+        dtype: number format, see :func:`~.encoder.resolve_dtype`.
 
     Raises:
         MissingDependencyError: sentence-transformers is not installed.
         ServiceError: the folder holds no model that embeds plain text, or there is no such device.
     """
 
-    def __init__(self, path: Path, device: str = "auto") -> None:
+    def __init__(self, path: Path, device: str = "auto", dtype: str = "auto") -> None:
         try:
             import torch
             from sentence_transformers import SentenceTransformer
@@ -49,7 +52,11 @@ class SentenceTransformerEncoder:
         self.device = resolve_device(device)
         model = SentenceTransformer(str(path), device=self.device, local_files_only=True)
         model.eval()
+        self._dtype = resolve_dtype(dtype, self.device)
         self._model = model
+        self._is_half = self._dtype is not torch.float32
+        if self._is_half:
+            model[0].to(self._dtype)  # pooling and normalisation stay in float32
         self._prompt = _default_prompt(model, path)
         self._max_tokens = _max_tokens(model, path)
         self._tokenizer = _rust_tokenizer(model, path, self._max_tokens)
@@ -87,9 +94,22 @@ class SentenceTransformerEncoder:
         if self._wants_types:
             features["token_type_ids"] = torch.zeros_like(features["input_ids"])
         with torch.inference_mode():
-            vectors = self._model(features)["sentence_embedding"]
+            vectors = self._run(features)["sentence_embedding"]
             array: NDArray[np.float32] = vectors.float().cpu().numpy()
-        return array
+        return finite(array, self._dtype)
+
+    def _run(self, features: dict[str, Any]) -> dict[str, Any]:
+        if not self._is_half:
+            run: dict[str, Any] = self._model(features)
+            return run
+        first, *rest = self._model
+        features = {
+            name: value.float() if getattr(value, "dtype", None) is self._dtype else value
+            for name, value in first(features).items()
+        }
+        for module in rest:
+            features = module(features)
+        return features
 
     def bound_threads(self, threads: int) -> None:
         """Let torch use this many threads for what the calling thread runs."""

@@ -44,6 +44,7 @@ class ServerOptions:
         served_name: name for clients; default: the model's.
         port: 0 lets the kernel choose.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
+        dtype: number format: ``auto`` (float16 on a GPU, float32 on a CPU) or its name.
         token_budget: most tokens of a batch, padding counted; None: by device.
         threads: CPU threads for the model in all; None: as many as this process may use.
         workers: batches at once; None: one per thread on a CPU (up to 8), one on a GPU.
@@ -55,6 +56,7 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 8090
     device: str = "auto"
+    dtype: str = "auto"
     token_budget: int | None = None
     threads: int | None = None
     workers: int | None = None
@@ -175,7 +177,7 @@ async def _serve(
     await loading
 
 
-def load_encoder(path: Path, device: str) -> Encoder:
+def load_encoder(path: Path, device: str, dtype: str = "auto") -> Encoder:
     """The fast encoder where it computes the model exactly, else the general one.
 
     Raises:
@@ -184,7 +186,7 @@ def load_encoder(path: Path, device: str) -> Encoder:
     from sage_prefect.platform.embedding_server.bert import BertEncoder, UnsupportedModel
 
     try:
-        return BertEncoder(path, device)
+        return BertEncoder(path, device, dtype)
     except UnsupportedModel as reason:
         log.info("loading through sentence-transformers: %s", reason.message)
     except SageError:
@@ -196,14 +198,14 @@ def load_encoder(path: Path, device: str) -> Encoder:
     )
 
     try:
-        return SentenceTransformerEncoder(path, device)
+        return SentenceTransformerEncoder(path, device, dtype)
     except SageError:
         raise
     except Exception as error:
         raise _unloadable(path, error) from error
 
 
-def load_cross_encoder(path: Path, device: str) -> Encoder:
+def load_cross_encoder(path: Path, device: str, dtype: str = "auto") -> Encoder:
     """A model that scores pairs of texts.
 
     Raises:
@@ -212,7 +214,7 @@ def load_cross_encoder(path: Path, device: str) -> Encoder:
     from sage_prefect.platform.embedding_server.cross_encoder import CrossEncoder
 
     try:
-        return CrossEncoder(path, device)
+        return CrossEncoder(path, device, dtype)
     except SageError:
         raise
     except Exception as error:
@@ -229,7 +231,7 @@ def _unloadable(path: Path, error: Exception) -> ServiceError:
 async def _load(app: EmbeddingApp, options: ServerOptions, files: ModelFiles) -> None:
     start = time.perf_counter()
     load = load_cross_encoder if files.mode == "rerank" else load_encoder
-    encoder = await asyncio.to_thread(load, files.path, options.device)
+    encoder = await asyncio.to_thread(load, files.path, options.device, options.dtype)
     plan = choose_parallelism(options, encoder.device, len(os.sched_getaffinity(0)))
     batcher = Batcher(
         encoder,
