@@ -73,6 +73,8 @@ verb_test() {
   need_venv
   if [ "$everything" = 1 ]; then
     native_tests
+    # Tests with servers in one process, beside them the others (tests/conftest.py).
+    arguments+=(-n "$(($(nproc) < 4 ? $(nproc) : 4))" --dist loadgroup)
     [ -n "$marks" ] || "$PY" -m sage_prefect.platform.engines.vllm_env
   fi
   if [ -n "$marks" ]; then arguments+=(-m "$marks"); fi

@@ -42,6 +42,7 @@ def test_orchestration(tmp_path: Path) -> None:
     assert all(value > 0 for value in cost.values())
 
 
+@pytest.mark.slow
 def test_ingest(tmp_path: Path) -> None:
     result = ingest.run(RunConfig(quick=True, out=tmp_path))
     assert result.summary.failures == 0

@@ -55,6 +55,7 @@ def test_repeated_ingest_is_skipped(demo, stack):
     assert figures["questions"] == 1
 
 
+@pytest.mark.slow
 def test_questions_that_nothing_was_tuned_on(demo, stack):
     """Written from general knowledge by somebody who had not seen corpus, chunks or answers: what
     a user's own questions may expect of one small embedding model (28 of 40 when it was written).
