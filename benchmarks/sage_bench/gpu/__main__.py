@@ -20,7 +20,12 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="embedding model's folder; none: left out")
     parser.add_argument("--text", type=Path, default=Path("docs/gateway.md"))
     parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument(
+        "--serve", action="store_true", help="also serve the model behind the gateway"
+    )
     chosen = parser.parse_args()
+    if chosen.serve and chosen.model is None:
+        parser.error("--serve needs --model")
     import torch
 
     if not torch.cuda.is_available():
@@ -37,9 +42,15 @@ def main() -> int:
     if chosen.model is not None:
         from sage_bench.gpu import embedding_times
 
-        report["embedding"] = embedding_times.measure(
-            chosen.model, chosen.text.read_text(encoding="utf-8")
-        )
+        text = chosen.text.read_text(encoding="utf-8")
+        report["embedding"] = embedding_times.measure(chosen.model, text)
+        file.write_text(json.dumps(report, indent=1))
+    if chosen.serve:
+        from sage_bench.gpu import served
+
+        words = text.split()
+        texts = [" ".join(words[at : at + 20 + at % 160]) for at in range(0, len(words) - 200, 7)]
+        report["served"] = served.measure(chosen.model, texts)
         file.write_text(json.dumps(report, indent=1))
     for shape in filter(None, chosen.shapes.split(",")):
         found = step_times.measure(shape)
