@@ -52,12 +52,24 @@ def measure(model: Path, text: str) -> dict[str, Any]:
         result[dtype] = {
             **_times(encoder, tokens[0], most_tokens=_MOST_TOKENS),
             "least_cosine_to_cpu": float(cosine.min()),
+            "new_shapes_s": _new_shapes(encoder, tokens),
             "peak_mb": torch.cuda.max_memory_allocated() / 1e6,
         }
         del encoder
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     return result
+
+
+def _new_shapes(encoder: Any, tokens: Sequence[list[int]]) -> list[float]:
+    """Seconds of batches, each of a shape that was not there before, padded as in service."""
+    taken = []
+    for number in range(24):
+        batch = [text[: 30 + 7 * number] for text in tokens[: 20 + number]]
+        begun = time.perf_counter()
+        encoder.encode(batch)
+        taken.append(time.perf_counter() - begun)
+    return taken
 
 
 def _times(encoder: Any, ids: Sequence[int], most_tokens: int) -> dict[str, Any]:

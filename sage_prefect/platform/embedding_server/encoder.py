@@ -84,7 +84,7 @@ def pad(
 
 
 def resolve_device(device: str) -> str:
-    """``auto`` -> ``cuda`` where torch sees one, else ``cpu``.
+    """``auto`` -> ``cuda`` where torch sees one, else ``cpu``. What CUDA needs is set up with it.
 
     Raises:
         ServiceError: the device that was asked for is not there.
@@ -92,12 +92,15 @@ def resolve_device(device: str) -> str:
     import torch
 
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ServiceError(
             f"device {device!r} was asked for, but torch {torch.__version__} sees no CUDA device.",
             hint="Use --device cpu, or install a CUDA build of torch and its driver.",
         )
+    if device.startswith("cuda"):
+        # cuDNN plans attention anew for every shape, some 100 ms each, and each batch has its own.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return device
 
 
