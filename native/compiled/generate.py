@@ -36,7 +36,7 @@ class Package:
         folder: where its root lies in the repository.
         group: mypyc's name for the modules together.
         extension: full name of the extension.
-        only: stems of the modules, or names of folders, to compile; none: all but ``not_``.
+        only: stems of the modules to compile; none: all but ``not_``.
         not_: stems of modules that stay interpreted.
     """
 
@@ -62,7 +62,7 @@ class Package:
             ".".join(file.relative_to(base).with_suffix("").parts)
             for file in sorted(self.directory(root).rglob("*.py"))
             if file.stem != "__init__"
-            and (not self.only or file.stem in self.only or file.parent.name in self.only)
+            and (not self.only or file.stem in self.only)
             and file.stem not in self.not_
         ]
 
@@ -85,13 +85,11 @@ PACKAGES = {
             "sage_gateway._data_path",
             # What each request passes.
             only=(
-                *("answer_relay", "auth", "client_exchange", "dialects", "embedding_answer"),
-                *("embedding_call", "engine_speech", "engines", "errors", "fallbacks"),
-                *("inference", "inline_task", "json_splice", "key_records"),
-                *("metrics", "model_access", "model_names", "model_plan"),
-                *("rate_limits", "reply", "request_body", "routes", "scheduler"),
-                *("served_model", "sse_relay", "stall_guard", "stream_progress", "tallies"),
-                *("upstream", "upstream_answer", "upstream_pool", "usage", "vector_collection"),
+                *("answer_relay", "auth", "client_exchange", "embedding_answer", "engine_speech"),
+                *("engines", "inference", "inline_task", "json_splice", "metrics", "model_access"),
+                *("model_names", "model_plan", "reply", "request_body", "scheduler", "sse_relay"),
+                *("stream_progress", "tallies", "upstream", "upstream_answer", "upstream_pool"),
+                *("usage", "vector_collection"),
             ),
         ),
     )

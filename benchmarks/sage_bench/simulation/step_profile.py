@@ -73,17 +73,20 @@ class EmbeddingProfile:
 
 
 _FIT = "fit to SplitwiseSim's llama2-70b"
+_MEASURED = "measured: GPU work alone, decision 0013"
 _ASSUMED = "assumed from published ITL of 10 to 15 ms"
 STEP_PROFILES: dict[str, StepProfile] = {
     "h100-70b": StepProfile(29.9e-3, 65e-6, 0.209e-3, 1.62e-7, 1_000_000, f"{_FIT}, H100 TP8"),
     "a100-70b": StepProfile(44.1e-3, 151e-6, 0.194e-3, 3.24e-7, 1_000_000, f"{_FIT}, A100 TP8"),
     "h100-70b-tp4": StepProfile(28.8e-3, 89e-6, 0.266e-3, 0.93e-7, 400_000, f"{_FIT}, H100 TP4"),
     "h100-8b": StepProfile(9.0e-3, 20e-6, 0.05e-3, 0.4e-7, 450_000, _ASSUMED),
+    "h200-8b": StepProfile(4.29e-3, 22.7e-6, 14.9e-6, 0.29e-7, 900_000, _MEASURED),
     "cpu-small": StepProfile(15e-3, 2.5e-3, 4e-3, 1e-6, 16_384, "assumed: 400 prompt tokens/s"),
 }
 EMBEDDING_PROFILES: dict[str, EmbeddingProfile] = {
     "gpu-padded": EmbeddingProfile(4e-3, 4e-6, True, "research 1.6, synthetic"),
     "gpu-ragged": EmbeddingProfile(4e-3, 4e-6, False, "research 1.6, synthetic"),
+    "h200-minilm": EmbeddingProfile(1.2e-3, 0.093e-6, True, "measured, decision 0013"),
     "cpu": EmbeddingProfile(8e-3, 160e-6, True, "assumed: 40 x the GPU's time per token"),
 }
 
