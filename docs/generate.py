@@ -29,8 +29,8 @@ VARIABLES = {
     "SAGE_RESULTS_DIR": "Where `sage bench` writes results instead of `./results`.",
     "SAGE_VLLM_PYTHON": "Python of the environment that vLLM runs in, instead of the one that "
     "`./manage.sh vllm-env` builds.",
-    "SAGE_COMPILED": "`0`: Python runs the sources of control plane and gateway although they are compiled; "
-    "`1`, the default, prefers the compiled ones.",
+    "SAGE_COMPILED": "`0`: Python runs the sources of control plane and gateway although they are "
+    "compiled; `1`, the default, prefers the compiled ones.",
     "SAGE_NATIVE_ISA": "Instruction set of the native kernels instead of the best one of this "
     "processor: `scalar`, `avx2` or `avx512`.",
     "SAGE_NATIVE_THREADS": "Threads of the native kernels instead of one per core.",
