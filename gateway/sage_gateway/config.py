@@ -60,6 +60,10 @@ class ServerLimits:
     max_buffered_answer_bytes: int = 8 << 20
     """A non-streaming answer up to this size is complete before its first byte leaves."""
     shutdown_s: float = 30.0
+    max_connections: int = 0
+    """Of clients at once; 0: as many as descriptors allow."""
+    max_connections_per_ip: int = 0
+    """0: no limit of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +287,8 @@ def _server(sage: Section, max_body_bytes: int) -> ServerLimits:
         section.seconds("client_stall_s", _SERVER.client_stall_s),
         section.integer("max_buffered_answer_bytes", _SERVER.max_buffered_answer_bytes),
         section.seconds("shutdown_s", _SERVER.shutdown_s, least=0.0),
+        section.integer("max_connections", _SERVER.max_connections),
+        section.integer("max_connections_per_ip", _SERVER.max_connections_per_ip),
     )
     section.refuse_unread()
     return limits

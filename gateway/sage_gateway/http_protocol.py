@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from sage_gateway.auth import CallerMemo
 from sage_gateway.client_exchange import ClientExchange
+from sage_gateway.connection_limits import ConnectionLimits
 from sage_gateway.errors import error_body
 from sage_gateway.inline_task import turn_of
 from sage_gateway.routes import InferenceRoute
@@ -46,6 +47,7 @@ class ProtocolSettings:
     read_timeout_s: float
     serve: Serve
     routes: Mapping[bytes, InferenceRoute]
+    connections: ConnectionLimits
 
 
 def limited_protocol(
@@ -53,6 +55,7 @@ def limited_protocol(
     read_timeout_s: float,
     serve: Serve,
     routes: Mapping[str, InferenceRoute],
+    connections: ConnectionLimits,
 ) -> Callable[..., LimitedHttpProtocol]:
     """What uvicorn calls as its protocol class, with these bound.
 
@@ -64,6 +67,7 @@ def limited_protocol(
         read_timeout_s,
         serve,
         {path.encode("ascii"): route for path, route in routes.items()},
+        connections,
     )
     return partial(LimitedHttpProtocol, settings)
 
@@ -121,6 +125,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._routes = settings.routes
         self._max_header_bytes = settings.max_header_bytes
         self._read_timeout_s = settings.read_timeout_s
+        self._connections = settings.connections
+        self._address = ""
         self.turn = turn_of(self.loop)
         self._in_head = True
         self._head_bytes = 0
@@ -143,11 +149,18 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.wire = transport  # exchanges send heads and bodies together themselves
         self._holding = HeadHoldingTransport(transport)
         super().connection_made(self._holding)  # type: ignore[arg-type]
+        peer = transport.get_extra_info("peername")
+        self._address = str(peer[0]) if isinstance(peer, tuple) else ""
+        too_many = self._connections.enter(self._address)
+        if too_many is not None:
+            self._refuse(503, too_many, code="too_many_connections")
+            return
         self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.turn.enter()
         try:
+            self._connections.leave(self._address)
             self._stop_head_timer()
             if self._idle_timer is not None:
                 self._idle_timer.cancel()
@@ -374,10 +387,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         status, message = self._refusal or (400, msg)
         self._refuse(status, message)
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, status: int, message: str, code: str = "invalid_http") -> None:
         if self.transport.is_closing():
             return
-        body = error_body(status, message, code="invalid_http")
+        body = error_body(status, message, code=code)
         self._holding.flush()
         self.transport.write(
             b"%bcontent-type: application/json\r\ncontent-length: %d\r\n"

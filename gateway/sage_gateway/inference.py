@@ -46,6 +46,8 @@ from sage_prefect.control_plane.request_classifier import RequestClassifier
 log = logging.getLogger(__name__)
 
 _SOON = ((b"retry-after", b"2"),)
+# OpenAI's and Anthropic's clients heed it: their retries must not multiply ours.
+_TRIED_AGAIN = (b"x-should-retry", b"false")
 UNKNOWN_MODEL = "unknown"  # the label of models that nobody serves: clients choose no labels
 
 
@@ -253,7 +255,10 @@ class InferenceCall:
             except Refused as refused:
                 self.queue_s += clock() - waiting_since
                 self.last_failure = ticket.failure or self.last_failure
-                raise self._refusal(refused) from None
+                error = self._refusal(refused)
+                if ticket.attempt > 1:
+                    error.headers = (*error.headers, _TRIED_AGAIN)
+                raise error from None
             if name is None:
                 self.observe(await self._merged_answer(ticket, waiting_since))
                 return

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 # What listens and what writes is set up once.
 _NEEDS_RESTART = {
-    "server": ("max_header_bytes", "read_timeout_s", "shutdown_s"),
+    "server": (
+        *("max_header_bytes", "read_timeout_s", "shutdown_s"),
+        *("max_connections", "max_connections_per_ip"),
+    ),
     "recording": ("file", "max_bytes", "when_full", "flush_s"),
     "keys": ("file", "refresh_s"),
 }

@@ -21,6 +21,7 @@ import uvloop
 from sage_gateway.app import GatewayApp
 from sage_gateway.auth import KeyRing
 from sage_gateway.config import GatewayConfig, parse_config
+from sage_gateway.connection_limits import ConnectionLimits, raise_descriptor_limit
 from sage_gateway.gateway import Gateway
 from sage_gateway.http_protocol import LimitedHttpProtocol, limited_protocol
 from sage_gateway.reload import ConfigSource
@@ -73,6 +74,7 @@ def serve(
         log.warning(warning)
     keys = make_key_ring(config, host, no_auth=no_auth)
     listener = bind(host, port)
+    raise_descriptor_limit()
     # What start-up made stays: the collector need not look at it again and again.
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
@@ -179,7 +181,11 @@ def make_server(app: GatewayApp, config: GatewayConfig) -> GatewayServer:
         uvicorn.Config(
             app,
             http=limited_protocol(  # type: ignore[arg-type]
-                limits.max_header_bytes, limits.read_timeout_s, app.serve, INFERENCE_ROUTES
+                limits.max_header_bytes,
+                limits.read_timeout_s,
+                app.serve,
+                INFERENCE_ROUTES,
+                ConnectionLimits(limits.max_connections, limits.max_connections_per_ip),
             ),
             ws="none",
             lifespan="off",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -56,8 +57,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("SAGE_")}
     env |= {"SAGE_HOME": str(tmp_path / "home"), "SAGE_MASTER_KEY": KEY, "PYTHONUNBUFFERED": "1"}
 
-    def run(*arguments: str, module: str = "sage_gateway", **more: str) -> Process:
+    def run(*arguments: str, module: str = "sage_gateway", limit: int = 0, **more: str) -> Process:
         command = [sys.executable, "-m", module, *arguments]
+        if limit:
+            command = ["bash", "-c", f'ulimit -n {limit} && exec "$@"', "bash", *command]
         process = Process(command, tmp_path / f"{len(started)}.log", env | more)
         started.append(process)
         return process
@@ -234,3 +237,26 @@ def test_the_gateway_loads_no_heavy_packages() -> None:
         "'torch', 'litellm', 'pandas', 'httpx'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_flood_of_connections_takes_no_descriptors(start: Start) -> None:
+    """Within 96 descriptors 16 connections are let in; the others are told, and all goes on."""
+    process = start("--port", "0", limit=96)
+    base = process.url()
+    host, port = base.removeprefix("http://").split(":")
+    flood = [socket.create_connection((host, int(port)), timeout=10) for _ in range(200)]
+    refused = 0
+    for connection in flood[16:]:
+        refused += connection.recv(64).startswith(b"HTTP/1.1 503")
+    assert refused == 184
+    for connection in flood:
+        connection.close()
+    deadline = time.monotonic() + 10
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{base}/health", timeout=10).status_code == 200:
+                break
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert process.stop() == 0
+    assert "Too many open files" not in process.log.read_text()

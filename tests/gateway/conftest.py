@@ -19,7 +19,7 @@ from sage_gateway.config import GatewayConfig, HealthConfig
 from sage_gateway.config_tenants import KeyStoreConfig
 from sage_gateway.engines import EngineConfig, ServedModel
 from sage_gateway.gateway import Gateway
-from sage_gateway.server import bind, make_server
+from sage_gateway.server import GatewayServer, bind, make_server
 from sage_prefect.control_plane.events import Action, Event
 from sage_prefect.control_plane.manager import ControlPlaneManager
 
@@ -204,6 +204,7 @@ class Running:
     app: GatewayApp
     port: int
     client: httpx.AsyncClient
+    server: GatewayServer
 
     @property
     def url(self) -> str:
@@ -332,7 +333,7 @@ class Lab:
             await until(lambda: not any(e.pool.open_connections for e in gateway.engines))
 
         self._stack.push_async_callback(stop)
-        return Running(gateway, app, port, client)
+        return Running(gateway, app, port, client, server)
 
     async def close(self) -> None:
         await self._stack.aclose()

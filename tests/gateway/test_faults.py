@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import collections
+import random
+import tracemalloc
 from typing import Any
 
+import openai
 import orjson
 import pytest
 
@@ -116,6 +120,132 @@ async def test_retries_have_a_budget(lab: Any) -> None:
     gateway = await lab.gateway(*engines, health=QUIET, scheduling=Limits(max_retries=2))
     assert (await gateway.chat()).status_code == 502
     assert sum(len(peer.posts) for peer in peers) == 3
+
+
+@pytest.mark.parametrize(("engines", "attempts"), [(1, 3), (4, 3)])
+async def test_clients_do_not_retry_what_the_gateway_has_retried(
+    lab: Any, engines: int, attempts: int
+) -> None:
+    """One engine: nothing to retry with here, so the client's retries are the only ones."""
+    peers = [await lab.peer(reset) for _ in range(engines)]
+    configs = [lab.engine(peer, f"e{i}") for i, peer in enumerate(peers)]
+    gateway = await lab.gateway(*configs, health=QUIET, scheduling=Limits(max_retries=2))
+    async with openai.AsyncOpenAI(
+        base_url=f"{gateway.url}/v1", api_key=lab.KEY, max_retries=2
+    ) as client:
+        with pytest.raises(openai.InternalServerError) as caught:
+            await client.chat.completions.create(**lab.CHAT)
+    assert caught.value.status_code == 502
+    assert sum(len(peer.posts) for peer in peers) == attempts
+    told = caught.value.response.headers.get("x-should-retry")
+    assert told == (None if engines == 1 else "false")
+
+
+async def test_a_limit_of_the_engine_is_told_with_its_time(lab: Any) -> None:
+    async def limited(request: Any) -> None:
+        await request.send(
+            b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 7\r\ncontent-length: 2\r\n\r\n{}"
+        )
+
+    gateway = await lab.gateway(lab.engine(await lab.peer(limited)), health=QUIET)
+    answer = await gateway.chat()
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "7"
+    assert "status 429" in answer.json()["error"]["message"]
+
+
+async def test_a_truncated_chunked_answer_is_no_answer(lab: Any) -> None:
+    async def truncated(request: Any) -> None:
+        await request.send(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+            b'transfer-encoding: chunked\r\n\r\n5\r\n{"a":\r\n'
+        )
+        request.writer.close()
+
+    bad, good = await lab.peer(truncated), await lab.peer()
+    gateway = await lab.gateway(
+        lab.engine(bad, "bad"), lab.engine(good, "good"), health=QUIET, policy=IN_TURN
+    )
+    answer = await gateway.chat()
+    assert (answer.status_code, answer.headers["x-sage-engine"]) == (200, "good")
+    assert len(bad.posts) == 1
+
+
+async def test_an_answer_of_200_mb_passes_without_being_held(lab: Any) -> None:
+    piece, count = b"x" * (1 << 20), 200
+
+    async def huge(request: Any) -> None:
+        await request.send(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n" % (len(piece) * count)
+        )
+        for _ in range(count):
+            await request.send(piece)
+
+    gateway = await lab.gateway(lab.engine(await lab.peer(huge)))
+    tracemalloc.start()
+    try:
+        size = 0
+        async with gateway.client.stream("POST", "/v1/chat/completions", json=lab.CHAT) as answer:
+            async for data in answer.aiter_raw():
+                size += len(data)
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert size == len(piece) * count
+    assert held < 40 << 20  # engine, gateway and client together
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+async def test_after_1000_random_kills_no_stream_was_cut_silently(lab: Any, path: str) -> None:
+    """Engines drop the connection after a random part of their stream, at a random time."""
+    draw = random.Random(5)
+    words = b"".join(lab.delta(f"word{n} ") for n in range(20))
+    stream = words + lab.FINISH + lab.USAGE + lab.DONE
+    framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(stream), stream)
+
+    async def dies(request: Any) -> None:
+        await request.start_events()
+        end, at = draw.choice((draw.randrange(len(framed)), len(framed))), 0
+        while at < end:
+            step = draw.randrange(1, 400)
+            await request.send(framed[at : min(end, at + step)])
+            at += step
+            if draw.random() < 0.2:
+                await asyncio.sleep(0)
+        request.writer.close() if draw.random() < 0.5 else request.reset()
+
+    engines = [lab.engine(await lab.peer(dies), f"e{n}") for n in range(4)]
+    gateway = await lab.gateway(*engines, health=QUIET, scheduling=Limits(max_retries=0))
+    body: dict[str, Any] = {**lab.CHAT, "stream": True}
+    if path == "/v1/messages":
+        body["max_tokens"] = 50
+    elif path == "/v1/responses":
+        body["input"] = body.pop("messages")[-1]["content"]
+    seen: collections.Counter[str] = collections.Counter()
+
+    async def ask() -> None:
+        answer = await gateway.client.post(path, json=body)
+        if answer.status_code != 200:
+            seen["status"] += 1
+            assert answer.status_code == 502
+            return
+        last = answer.content.removesuffix(b"\n\n").rpartition(b"\n\n")[2]
+        whole = (b"[DONE]", b"message_stop", b"response.completed")
+        if any(end in last for end in whole):
+            assert b"word19" in answer.content
+            seen["whole"] += 1
+            return
+        assert b"error" in last or b"response.failed" in last, last
+        assert not any(end in answer.content for end in whole)
+        seen["told"] += 1
+
+    for _ in range(50):
+        await asyncio.gather(*(ask() for _ in range(20)))
+    assert seen.total() == 1000
+    assert min(seen["whole"], seen["told"]) >= 200
+    assert gateway.gateway.manager.running == gateway.gateway.manager.queued == 0
 
 
 async def test_a_refused_connection_makes_the_engine_suspect_until_it_answers(lab: Any) -> None:
