@@ -11,6 +11,7 @@ from sage_gateway.errors import HttpError
 from sage_gateway.key_records import KeyRecord, digest_of
 from sage_gateway.model_access import ModelAccess
 from sage_gateway.rate_limits import Meter, RateLimit, limited
+from sage_gateway.replicas import ALONE, Replicas
 from sage_gateway.tenants import TenantConfig
 from sage_prefect.common.errors import SettingsError
 from sage_prefect.control_plane.events import Band
@@ -54,6 +55,7 @@ class KeyRing:
         master_key: opens everything; None only together with ``open_to_all``.
         tenants: of the configuration; their keys open the inference routes.
         open_to_all: no key is asked for (loopback only; the caller has checked that).
+        replicas: limits are shared with so many other gateways.
 
     Raises:
         SettingsError: a tenant has the master key.
@@ -65,10 +67,12 @@ class KeyRing:
         tenants: Iterable[TenantConfig] = (),
         *,
         open_to_all: bool = False,
+        replicas: Replicas = ALONE,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._anyone = _MASTER if open_to_all else None
+        self._replicas = replicas
         self._monotonic = monotonic
         self._wall = wall
         self._meters: dict[tuple[str, str], Meter] = {}
@@ -214,6 +218,7 @@ class KeyRing:
         limit: RateLimit,
     ) -> None:
         now = self._monotonic()
+        limit = self._replicas.limit(limit, name)
         known = self._meters.get((kind, name))
         if known is None:
             known = Meter(f"{kind} {shown!r}", limit, now)

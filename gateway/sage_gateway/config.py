@@ -23,6 +23,7 @@ from sage_gateway.engines import EngineConfig
 from sage_gateway.litellm_keys import IgnoredKeys
 from sage_gateway.policy_warnings import unused_settings
 from sage_gateway.recording import RecordingConfig, recording_config
+from sage_gateway.replicas import ALONE, Replicas
 from sage_gateway.tenants import TenantConfig
 from sage_gateway.upstream import Timeouts
 from sage_prefect.common.errors import SettingsError, near_name
@@ -93,6 +94,7 @@ class GatewayConfig:
     server: ServerLimits = field(default_factory=ServerLimits)
     health: HealthConfig = field(default_factory=HealthConfig)
     recording: RecordingConfig = field(default_factory=RecordingConfig)
+    replicas: Replicas = ALONE
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     """``environment_variables``: for the process, once the configuration is in force."""
     warnings: tuple[str, ...] = ()
@@ -192,6 +194,7 @@ def parse_config(
         server=_server(sage, round(body_mb * (1 << 20)) or _SERVER.max_body_bytes),
         health=_health(sage),
         recording=recording_config(sage),
+        replicas=_replicas(sage, engines, warnings),
         environment=environment,
     )
     sage.refuse_unread()
@@ -292,6 +295,20 @@ def _server(sage: Section, max_body_bytes: int) -> ServerLimits:
     )
     section.refuse_unread()
     return limits
+
+
+def _replicas(sage: Section, engines: tuple[EngineConfig, ...], warnings: list[str]) -> Replicas:
+    section = sage.section("replicas")
+    count = section.integer("count", 1, least=1, most=1000)
+    index = section.integer("index", 0, most=count - 1)
+    section.refuse_unread()
+    for engine in engines:
+        if engine.max_concurrency < count:
+            warnings.append(
+                f"engine {engine.name!r} may hold {engine.max_concurrency} requests, and {count} "
+                f"gateways send it one each: together up to {count}."
+            )
+    return Replicas(count, index)
 
 
 def _health(sage: Section) -> HealthConfig:

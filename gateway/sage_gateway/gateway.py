@@ -67,7 +67,10 @@ class Gateway:
             Recorder(recording.file, recording, self.manager, loop) if recording.file else None
         )
         self.scheduler = Scheduler(self.manager, loop, self.recorder)
-        self.scheduler.configure(config.bands, tuple(t.spec() for t in config.tenants))
+        self.replicas = config.replicas
+        self.scheduler.configure(
+            config.bands, tuple(self.replicas.tenant(t.spec()) for t in config.tenants)
+        )
         self.directory = KeyDirectory(
             keys,
             SqliteKeyStore(config.keys.file or state_dir() / "gateway-keys.sqlite"),
@@ -159,7 +162,7 @@ class Gateway:
         is_new = self.engines.put(engine)
         self.health.forget(engine.name)
         self.cooldown.forget(engine.name)
-        self.scheduler.add_engine(engine.config.spec())
+        self.scheduler.add_engine(self.replicas.engine(engine.config.spec()))
         return is_new
 
     def _attempt_failed(self, name: str) -> None:
@@ -186,7 +189,8 @@ class Gateway:
 
     def configure_shares(self, bands: tuple[BandSpec, ...] = ()) -> None:
         """Tell the control plane the promises of ``bands``, and all tenants."""
-        self.scheduler.configure(bands, tuple(tenant.spec() for tenant in self.keys.tenants))
+        tenants = tuple(self.replicas.tenant(tenant.spec()) for tenant in self.keys.tenants)
+        self.scheduler.configure(bands, tenants)
 
     def set_policy(self, name: str) -> None:
         """Switch the policy; what the configuration says in vain then is logged.

@@ -24,6 +24,7 @@ _NEEDS_RESTART = {
     ),
     "recording": ("file", "max_bytes", "when_full", "flush_s"),
     "keys": ("file", "refresh_s"),
+    "replicas": ("count", "index"),
 }
 
 

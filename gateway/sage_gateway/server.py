@@ -96,7 +96,7 @@ def make_key_ring(config: GatewayConfig, host: str, *, no_auth: bool) -> KeyRing
                 f"--no-auth on {host!r} would open every engine to the network.",
                 hint="Bind to 127.0.0.1, or drop --no-auth.",
             )
-        return KeyRing(None, config.tenants, open_to_all=True)
+        return KeyRing(None, config.tenants, open_to_all=True, replicas=config.replicas)
     master_key = config.master_key or read_master_key()
     if master_key is None:
         raise SettingsError(
@@ -104,7 +104,7 @@ def make_key_ring(config: GatewayConfig, host: str, *, no_auth: bool) -> KeyRing
             hint="Set SAGE_MASTER_KEY, or general_settings.master_key in the configuration; "
             "for trying out on this machine alone there is --no-auth.",
         )
-    return KeyRing(master_key, config.tenants)
+    return KeyRing(master_key, config.tenants, replicas=config.replicas)
 
 
 def is_loopback(host: str) -> bool:
