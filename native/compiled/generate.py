@@ -86,7 +86,7 @@ PACKAGES = {
             # What each request passes.
             only=(
                 *("answer_relay", "auth", "client_exchange", "embedding_answer", "engine_speech"),
-                *("engines", "inference", "inline_task", "json_splice", "metrics", "model_access"),
+                *("engines", "inference", "inline_task", "json_splice", "model_access"),
                 *("model_names", "model_plan", "reply", "request_body", "scheduler", "sse_relay"),
                 *("stream_progress", "tallies", "upstream", "upstream_answer", "upstream_pool"),
                 *("usage", "vector_collection"),
@@ -133,11 +133,14 @@ def check(package: Package, root: Path, names: list[str]) -> None:
     """Refuse what mypyc compiles to something else than Python does.
 
     A name bound by two ``except`` clauses of one function has the first one's type in C: the other
-    exception would become a TypeError.
+    exception would become a TypeError. A class whose base comes from a library has another layout
+    where the build lacks that library, as isolated ones do: it would crash.
     """
     for name in names:
         file = root.joinpath(package.folder, *name.split(".")).with_suffix(".py")
-        for function in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        refuse_foreign_bases(tree, str(file.relative_to(root)))
+        for function in ast.walk(tree):
             if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 continue
             bound: dict[str, str] = {}
@@ -150,6 +153,29 @@ def check(package: Package, root: Path, names: list[str]) -> None:
                             f"{bound[node.name]} and to {kind} in {function.name}(); compiled code "
                             "takes both for the first. Use two names."
                         )
+
+
+def refuse_foreign_bases(tree: ast.Module, shown: str) -> None:
+    """Exit if a class of ``tree`` inherits from what neither Python nor this repository has."""
+    known = {*sys.stdlib_module_names, *(name.partition(".")[0] for name in PACKAGES)}
+    foreign: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            if node.module.partition(".")[0] not in known:
+                foreign |= {each.asname or each.name: node.module for each in node.names}
+        elif isinstance(node, ast.Import):
+            for each in node.names:
+                if each.name.partition(".")[0] not in known:
+                    foreign[(each.asname or each.name).partition(".")[0]] = each.name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            for base in node.bases:
+                origin = foreign.get(ast.unparse(base).partition(".")[0].partition("[")[0])
+                if origin is not None:
+                    sys.exit(
+                        f"{shown}:{node.lineno}: {node.name} inherits from {ast.unparse(base)} of "
+                        f"{origin}, which a build need not have. Leave this module interpreted."
+                    )
 
 
 def generate(package: Package, root: Path, out: Path, names: list[str]) -> None:
