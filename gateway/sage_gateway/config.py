@@ -65,6 +65,7 @@ class ServerLimits:
     """Of clients at once; 0: as many as descriptors allow."""
     max_connections_per_ip: int = 0
     """0: no limit of its own."""
+    access_log: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +293,7 @@ def _server(sage: Section, max_body_bytes: int) -> ServerLimits:
         section.seconds("shutdown_s", _SERVER.shutdown_s, least=0.0),
         section.integer("max_connections", _SERVER.max_connections),
         section.integer("max_connections_per_ip", _SERVER.max_connections_per_ip),
+        section.flag("access_log"),
     )
     section.refuse_unread()
     return limits

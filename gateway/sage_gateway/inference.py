@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import orjson
 
+from sage_gateway import access_log
 from sage_gateway.answer_relay import AnswerRelay
 from sage_gateway.auth import Caller
 from sage_gateway.client_exchange import ClientExchange
@@ -133,9 +134,15 @@ class InferenceCall:
         self.lease: Lease | None = None
         self.tried: set[str] = set()
         self.relay: StreamRelay | None = None
+        # For the access log.
+        self.tenant: str | None = None
+        self.engine: str | None = None
+        self.attempts = 0
+        self.usage: Usage = NO_USAGE
 
     async def run(self, caller: Caller) -> None:
         limits = self.service.limits
+        self.tenant = caller.entitlement.tenant
         _check_content_type(self.headers)
         self.raw = await self.reply.body(
             max_bytes=limits.max_body_bytes, timeout_s=limits.read_timeout_s
@@ -243,7 +250,22 @@ class InferenceCall:
 
     def observe(self, status: int) -> None:
         """Count the request under its outcome."""
-        self.service.metrics.finished(self.route.label, self.model, status, clock() - self.arrived)
+        took_s = clock() - self.arrived
+        self.service.metrics.finished(self.route.label, self.model, status, took_s)
+        if self.service.limits.access_log:
+            access_log.write(
+                request_id=self.reply.request_id,
+                route=self.route.label,
+                model=self.model,
+                tenant=self.tenant,
+                status=status,
+                stream=self.streams,
+                engine=self.engine,
+                attempts=self.attempts,
+                queue_s=self.queue_s,
+                duration_s=took_s,
+                usage=self.usage,
+            )
 
     # -- attempts -------------------------------------------------------------------------
 
@@ -297,6 +319,8 @@ class InferenceCall:
             UpstreamError: the engine failed; ``reply.status`` says whether bytes had left.
         """
         service = self.service
+        self.engine = engine.name
+        self.attempts += 1
         translation = translated(self.route, self.body, engine)
         path = self.route.upstream if translation is None else translation.path
         body, withhold_usage = self._body_for(engine, ticket.info.band, translation)
@@ -319,6 +343,7 @@ class InferenceCall:
             raise RuntimeError("a call was answered by no batch. This is a bug.")
         self.queue_s += ticket.batched_at - waiting_since
         in_engine_s = ticket.answered_at - ticket.batched_at
+        self.engine = ticket.batched_by.decode("ascii")
         body = vectors.answer()
         overhead_s = clock() - self.read_at - self.queue_s - self.failed_s - in_engine_s
         service.metrics.sent(self.route.label, self.model, self.queue_s, overhead_s)
@@ -380,6 +405,7 @@ class InferenceCall:
         service = self.service
         if self.lease is not None:
             self.lease.used(usage.total)
+        self.usage = usage
         if usage is not NO_USAGE:
             service.metrics.used(self.route.label, self.model, usage)
             service.classifier.learn(ticket.info, usage.prompt_tokens, usage.output_tokens)
