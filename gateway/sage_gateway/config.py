@@ -8,6 +8,7 @@ ignored silently.
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,6 +67,9 @@ class ServerLimits:
     max_connections_per_ip: int = 0
     """0: no limit of its own."""
     access_log: bool = False
+    tls_certificate: str | None = None
+    """A PEM file with the chain; with ``tls_key`` the gateway speaks https alone."""
+    tls_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,9 +298,31 @@ def _server(sage: Section, max_body_bytes: int) -> ServerLimits:
         section.integer("max_connections", _SERVER.max_connections),
         section.integer("max_connections_per_ip", _SERVER.max_connections_per_ip),
         section.flag("access_log"),
+        section.text("tls_certificate"),
+        section.text("tls_key"),
     )
     section.refuse_unread()
+    _check_tls(limits)
     return limits
+
+
+def _check_tls(limits: ServerLimits) -> None:
+    certificate, key = limits.tls_certificate, limits.tls_key
+    if certificate is None and key is None:
+        return
+    if certificate is None or key is None:
+        raise SettingsError(
+            "sage_settings.server has only one of tls_certificate and tls_key.",
+            hint="Give both, as PEM files.",
+        )
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(
+            f"sage_settings.server.tls_certificate={certificate!r} with tls_key={key!r} cannot be "
+            f"used ({error.strerror or error}).",
+            hint="Both are PEM files that the gateway may read, and the key is the certificate's.",
+        ) from None
 
 
 def _replicas(sage: Section, engines: tuple[EngineConfig, ...], warnings: list[str]) -> Replicas:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _NEEDS_RESTART = {
     "server": (
         *("max_header_bytes", "read_timeout_s", "shutdown_s"),
-        *("max_connections", "max_connections_per_ip"),
+        *("max_connections", "max_connections_per_ip", "tls_certificate", "tls_key"),
     ),
     "recording": ("file", "max_bytes", "when_full", "flush_s"),
     "keys": ("file", "refresh_s"),

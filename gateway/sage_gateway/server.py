@@ -161,7 +161,8 @@ async def _serve(
     server = make_server(app, config)
     port = listener.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
-    server.on_ready = lambda: announce(f"sage gateway listening on http://{shown}:{port}")
+    scheme = "http" if config.server.tls_certificate is None else "https"
+    server.on_ready = lambda: announce(f"sage gateway listening on {scheme}://{shown}:{port}")
     check = asyncio.create_task(gateway.check_engines())
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, gateway.reload_soon)
@@ -195,6 +196,8 @@ def make_server(app: GatewayApp, config: GatewayConfig) -> GatewayServer:
             proxy_headers=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=math.ceil(limits.shutdown_s),
+            ssl_certfile=limits.tls_certificate,
+            ssl_keyfile=limits.tls_key,
         )
     )
 
