@@ -62,24 +62,34 @@ lock_file() { printf 'constraints/py%s.txt' "${1/./}"; }
 
 verb_test() {
   local marks="" everything=1 argument arguments=()
-  for argument in "$@"; do
+  while [ $# -gt 0 ]; do
+    argument=$1
+    shift
     case $argument in
       --quick) marks="not slow and not e2e and not vllm" ;;
+      -m) marks=${1:?-m needs an expression} && shift ;;
       tests | tests/) ;;
       -k | -k?* | tests/* | --lf | --last-failed | --ff) everything=0 arguments+=("$argument") ;;
       *) arguments+=("$argument") ;;
     esac
   done
   need_venv
-  if [ "$everything" = 1 ]; then
-    native_tests
-    # Tests with servers in one process, beside them the others (tests/conftest.py).
-    arguments+=(-n "$(($(nproc) < 4 ? $(nproc) : 4))" --dist loadgroup)
-    [ -n "$marks" ] || "$PY" -m sage_prefect.platform.engines.vllm_env
+  if [ "$everything" = 0 ]; then
+    [ -z "$marks" ] || arguments+=(-m "$marks")
+    "$PY" -m pytest ${arguments[@]+"${arguments[@]}"}
+    return
   fi
-  if [ -n "$marks" ]; then arguments+=(-m "$marks"); fi
-  # Its summary stays the last line.
-  "$PY" -m pytest ${arguments[@]+"${arguments[@]}"}
+  native_tests
+  # Tests that start servers need the machine, and some SAGE's own ports: one after the other.
+  local all=${marks:-"slow or not slow"} result=0
+  "$PY" -m pytest ${arguments[@]+"${arguments[@]}"} -m "not e2e and ($all)" \
+    -n "$(($(nproc) < 4 ? $(nproc) : 4))" --dist loadfile || result=$?
+  if [ "$marks" != "not slow and not e2e and not vllm" ]; then
+    "$PY" -m sage_prefect.platform.engines.vllm_env
+    # Its summary stays the last line.
+    "$PY" -m pytest ${arguments[@]+"${arguments[@]}"} -m "e2e and ($all)" || result=$?
+  fi
+  return "$result"
 }
 
 native_tests() {

@@ -46,15 +46,6 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For ``--dist loadgroup``: what starts servers stays in one process, in its order (some use
-    SAGE's own ports, all need the machine); any other module stays together."""
-    for item in items:
-        has_servers = item.get_closest_marker("e2e") is not None
-        group = "e2e" if has_servers else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @contextmanager
 def _environment_restored() -> Iterator[None]:
     before = dict(os.environ)
