@@ -28,6 +28,7 @@ def _figures(result: RunResult, metric: str) -> dict[str, float]:
     return {row.system: row.value.estimate for row in table.rows if row.value is not None}
 
 
+@pytest.mark.slow
 def test_orchestration(tmp_path: Path) -> None:
     result = orchestration.run(RunConfig(quick=True, out=tmp_path))
     assert result.summary.failures == 0
