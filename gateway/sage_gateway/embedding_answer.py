@@ -99,11 +99,15 @@ def _vector_at(answer: bytes, start: int) -> bytes:
     opening = answer[start : start + 1]
     if opening == b"[":
         end = answer.find(b"]", start)
+        if end < 0:
+            return b""
         vector = answer[start : end + 1]
         simple = b'"' not in vector and b"{" not in vector and b"}" not in vector
         return vector if simple and vector.find(b"[", 1) < 0 else b""
     if opening == b'"':
         end = answer.find(b'"', start + 1)
+        if end < 0:
+            return b""
         vector = answer[start : end + 1]
         return vector if not vector[1:-1].translate(None, _BASE64) else b""
     return b""
