@@ -16,6 +16,8 @@ Usage: ./manage.sh VERB [options]
   types                            mypy --strict
   docs [--write]                   check the documents; --write makes the generated ones again
   bench [OPTIONS]                  sage bench
+  fuzz [--seconds N] [TARGET ...]  the gateway's readers under coverage-guided input (atheris)
+  soak [--minutes N] [--rate N]    a gateway under load and random faults: nothing may grow
   summary                          languages, lines, dependencies, artifacts
   build                            wheel and sdist in dist/
   vllm-env [OPTIONS]               vLLM's own environment (CPU build; --gpu for a GPU machine)
@@ -145,6 +147,17 @@ verb_bench() {
   exec "$BIN/sage" bench "$@"
 }
 
+verb_fuzz() {
+  need_venv
+  "$PY" -c 'import atheris' 2>/dev/null || "$PY" -m pip install -q 'atheris>=3'
+  "$PY" tests/fuzz/fuzz.py "$@"
+}
+
+verb_soak() {
+  need_venv
+  "$PY" tests/soak/soak.py "$@"
+}
+
 verb_summary() {
   need_venv
   "$PY" .ci/summary.py
@@ -227,11 +240,11 @@ while [ $# -gt 0 ]; do
   verb=$1
   shift
   case $verb in
-    test | bench | vllm-env | docs | lock | clean)
+    test | bench | fuzz | soak | vllm-env | docs | lock | clean)
       options=()
       # These take what follows; docs, lock and clean only their own options, so that they chain.
       case $verb in
-        test | bench | vllm-env) options=("$@") && set -- ;;
+        test | bench | fuzz | soak | vllm-env) options=("$@") && set -- ;;
         *) while [[ ${1:-} == --* ]]; do options+=("$1") && shift; done ;;
       esac
       "verb_$verb" ${options[@]+"${options[@]}"}

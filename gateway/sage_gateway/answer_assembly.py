@@ -12,9 +12,12 @@ from typing import Any
 
 import orjson
 
+from sage_gateway.dialects.base import MalformedAnswer
 from sage_gateway.usage import NO_USAGE, Usage, usage_of
 
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
+# Choices, or tool calls of one, that an answer may have.
+_MOST = 1023
 # Texts that arrive in pieces; any other field is replaced by its latest value.
 _GROWING = frozenset({"content", "reasoning_content", "reasoning", "refusal", "arguments", "text"})
 _OBJECTS = {"chat.completion.chunk": "chat.completion"}
@@ -41,7 +44,7 @@ class AnswerAssembly:
         """Take the next bytes of the stream.
 
         Raises:
-            ValueError: an event is not what such a stream holds.
+            MalformedAnswer: an event is not what such a stream holds.
         """
         data = self._held + data
         position = 0
@@ -75,9 +78,12 @@ class AnswerAssembly:
         if payload == b"[DONE]":
             self.done = True
             return
-        content = orjson.loads(payload)
+        try:
+            content = orjson.loads(payload)
+        except orjson.JSONDecodeError:
+            raise MalformedAnswer("sent an event that is not JSON") from None
         if not isinstance(content, dict):
-            raise ValueError("an event is not an object")
+            raise MalformedAnswer("sent an event that is not an object")
         if isinstance(content.get("error"), dict):
             self.error = content["error"]
             return
@@ -90,18 +96,34 @@ class AnswerAssembly:
                     self._answer[key] = value
             elif value is not None:
                 self._answer[key] = value
-        for piece in content.get("choices") or ():
+        for piece in _objects(content.get("choices") or [], "choices"):
             self._add(piece)
 
     def _add(self, piece: dict[str, Any]) -> None:
-        index = piece.get("index", 0)
+        index = _number(piece, 0)
         choice = self._choices.setdefault(index, {"index": index, "finish_reason": None})
         for key, value in piece.items():
             if key == "delta":
                 message = choice.setdefault("message", {"role": "assistant", "content": None})
-                _merge(message, value or {})
+                (delta,) = _objects([value or {}], "deltas")
+                if isinstance(message, dict):
+                    _merge(message, delta)
             elif key != "index":
                 _merge(choice, {key: value})
+
+
+def _objects(values: Any, what: str) -> list[dict[str, Any]]:
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise MalformedAnswer(f"sent {what} that are not objects")
+    return values
+
+
+def _number(piece: dict[str, Any], default: int) -> int:
+    """The place of a choice or of a tool call among its like."""
+    number = piece.get("index", default)
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= _MOST:
+        raise MalformedAnswer(f"sent the index {number!r:.40}; expected 0 to {_MOST}")
+    return number
 
 
 def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
@@ -109,12 +131,12 @@ def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
         before = into.get(key)
         if value is None:
             into.setdefault(key, None)
-        elif before is None:
-            into[key] = _numbered([], value) if key == "tool_calls" else value
-        elif key in _GROWING and isinstance(value, str):
-            into[key] = before + value
         elif key == "tool_calls":
-            into[key] = _numbered(before, value)
+            into[key] = _numbered(before or [], _objects(value, "tool calls"))
+        elif before is None:
+            into[key] = value
+        elif key in _GROWING and isinstance(value, str) and isinstance(before, str):
+            into[key] = before + value
         elif isinstance(value, dict) and isinstance(before, dict):
             _merge(before, value)
         elif isinstance(value, list) and isinstance(before, list):
@@ -126,7 +148,7 @@ def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
 def _numbered(calls: list[dict[str, Any]], pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Tool calls come in pieces, each with the number of its call; the answer has no numbers."""
     for piece in pieces:
-        number = piece.get("index", len(calls))
+        number = _number(piece, len(calls))
         while len(calls) <= number:
             calls.append({})
         _merge(calls[number], {key: value for key, value in piece.items() if key != "index"})

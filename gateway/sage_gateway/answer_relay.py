@@ -125,6 +125,8 @@ class AnswerRelay:
         scheduler.first_token(ticket)
         progress = StreamProgress(partial(scheduler.progress, ticket), came)
         metrics.first_token(self._call.route.label, self._call.model, came - self._call.arrived)
+        if self._call.trace is not None:
+            self._call.trace.first_token()
         reply.start(200, exchange.content_type, [*self._headers, (b"cache-control", b"no-cache")])
         self._call.relay = relay
         try:
@@ -206,8 +208,8 @@ class AnswerRelay:
                 if size > limit:
                     raise UpstreamError(FailureCause.PROTOCOL, f"sent more than {limit} bytes")
                 assembly.feed(data)
-        except ValueError:
-            raise UpstreamError(FailureCause.PROTOCOL, "sent an event that is not JSON") from None
+        except MalformedAnswer as malformed:
+            raise UpstreamError(FailureCause.PROTOCOL, str(malformed)) from None
         if assembly.error is not None:
             exchange.abort(FailureCause.STATUS, "sent an error")
             code = assembly.error.get("code")

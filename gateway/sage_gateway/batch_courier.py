@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sage_gateway.cooldown import no_cooldown
 from sage_gateway.embedding_answer import BadAnswer, Vectors, read_vectors
@@ -20,8 +21,12 @@ from sage_gateway.reply import HeaderList
 from sage_gateway.scheduler import Scheduler, Share, Ticket
 from sage_gateway.upstream import Exchange, UpstreamError
 from sage_gateway.upstream_answer import WrappedError, retryable_status, wrapped_error
+from sage_gateway.usage import Usage
 from sage_gateway.vector_collection import shared
 from sage_prefect.control_plane.events import DispatchBatch, FailureCause
+
+if TYPE_CHECKING:
+    from sage_gateway.tracing import CallTrace, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +53,7 @@ class _Trip:
     engine: str
     parts: list[_Part]
     exchange: Exchange | None = None
+    trace: CallTrace | None = None
     given_up: str | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
@@ -86,6 +92,7 @@ class BatchCourier:
         self._health = health
         self._metrics = metrics
         self._trips: dict[int, _Trip] = {}
+        self.tracing: Tracing | None = None
         self.cooldown: Callable[[str], None] = no_cooldown
         """Hears of each engine that failed a call."""
 
@@ -140,11 +147,16 @@ class BatchCourier:
         else:
             shares = _shares(trip.parts, vectors)
             self._metrics.batched(name, len(trip.parts))
+            if trip.trace is not None:
+                trip.trace.ended(Usage(vectors.prompt_tokens))
+                trip.trace = None
             self._scheduler.batch_done(
                 trip.batch_id, engine.header_name, shares, vectors.prompt_tokens
             )
         finally:
             self._trips.pop(trip.batch_id, None)
+            if trip.trace is not None:
+                trip.trace.failed("cancelled")
 
     async def _ask(self, trip: _Trip, engine: Engine) -> bytes:
         first = trip.parts[0].sender
@@ -160,7 +172,13 @@ class BatchCourier:
         written: str = first.call.parsed["model"]
         name = None if served is None else served.sent_as(written, written)
         body = first.call.with_inputs(inputs, name)
-        head = engine.post_head("/embeddings", len(body), b"x-request-id: %b\r\n" % _id(trip))
+        extra = b"x-request-id: %b\r\n" % _id(trip)
+        if self.tracing is not None:
+            owners = {id(ticket): ticket for part in trip.parts for ticket, _ in part.owners}
+            traces = [ticket.trace for ticket in owners.values() if ticket.trace is not None]
+            trip.trace = self.tracing.call(engine, "embeddings", first.info.model, askers=traces)
+            extra += trip.trace.head
+        head = engine.post_head("/embeddings", len(body), extra)
         exchange = await engine.pool.exchange([head, body], trip.bind, lambda: trip.wanted)
         self._health.succeeded(engine.name)
         answer, ended = await exchange.read_all(MAX_ANSWER_BYTES)
@@ -186,6 +204,9 @@ class BatchCourier:
         status, error = refused.status, refused.error
         bad_input = status in _BAD_INPUT
         self._metrics.attempt_failed(trip.engine, FailureCause.STATUS.value)
+        if trip.trace is not None:
+            trip.trace.failed(str(status))
+            trip.trace = None
         if not bad_input:
             self.cooldown(trip.engine)
         _log_failure(trip, FailureCause.STATUS, f"answered with status {status}")
@@ -217,6 +238,9 @@ class BatchCourier:
         if trip.wanted:
             _log_failure(trip, error.cause, error.message)
             self._metrics.attempt_failed(trip.engine, error.cause.value)
+            if trip.trace is not None:
+                trip.trace.failed(error.cause.value)
+                trip.trace = None
             self._health.failed(trip.engine, error.cause, error.message)
             self.cooldown(trip.engine)
         for part in trip.parts:

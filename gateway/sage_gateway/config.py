@@ -20,6 +20,7 @@ from sage_gateway.config_models import DEFAULT_WINDOW, ModelList
 from sage_gateway.config_router import DEFAULT_POLICY, RouterConfig, RoutingSections
 from sage_gateway.config_section import Section
 from sage_gateway.config_tenants import KeyStoreConfig, key_store_of, tenants_of
+from sage_gateway.config_tracing import TracingConfig, tracing_config
 from sage_gateway.engines import EngineConfig
 from sage_gateway.litellm_keys import IgnoredKeys
 from sage_gateway.policy_warnings import unused_settings
@@ -99,6 +100,7 @@ class GatewayConfig:
     server: ServerLimits = field(default_factory=ServerLimits)
     health: HealthConfig = field(default_factory=HealthConfig)
     recording: RecordingConfig = field(default_factory=RecordingConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)
     replicas: Replicas = ALONE
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     """``environment_variables``: for the process, once the configuration is in force."""
@@ -199,6 +201,7 @@ def parse_config(
         server=_server(sage, round(body_mb * (1 << 20)) or _SERVER.max_body_bytes),
         health=_health(sage),
         recording=recording_config(sage),
+        tracing=tracing_config(sage),
         replicas=_replicas(sage, engines, warnings),
         environment=environment,
     )

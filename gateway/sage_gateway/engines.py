@@ -35,7 +35,7 @@ _TAKES_MANY = frozenset({"sentence-transformers", "vllm"})
 _ABORT_ONLY_STREAMS = frozenset({"llamacpp"})
 # vLLM and llama.cpp have these at the root, where OpenAI's routes are not.
 _OUTSIDE_V1 = frozenset({"/tokenize", "/detokenize"})
-_ENGINE_NAME = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
+ENGINE_NAME = re.compile(r"[A-Za-z0-9._:@/-]{1,128}")
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
 
 
@@ -210,7 +210,7 @@ class Engine:
             (config.base_url, config.api_key) if via is None else (via.base_url, via.api_key)
         )
         address = parse_base_url(base_url, f"base_url of engine {config.name!r}")
-        if not _ENGINE_NAME.fullmatch(config.name):
+        if not ENGINE_NAME.fullmatch(config.name):
             raise SettingsError(
                 f"engine name {config.name[:80]!r} is not usable.",
                 hint="Use 1 to 128 of the characters A-Z a-z 0-9 . _ : @ / -",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sage_gateway.auth import KeyRing
 from sage_gateway.batch_courier import BatchCourier
 from sage_gateway.config import GatewayConfig
+from sage_gateway.config_tracing import TracingConfig
 from sage_gateway.cooldown import CooldownCounter
 from sage_gateway.engine_states import EngineStates
 from sage_gateway.engines import Engine, EngineConfig, EngineRegistry, Via
@@ -35,6 +36,7 @@ from sage_prefect.control_plane.manager import ControlPlaneManager
 
 if TYPE_CHECKING:
     from sage_gateway.providers.bridge import ProviderBridge
+    from sage_gateway.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,8 @@ class Gateway:
             config.server,
             config.router.fallbacks,
         )
+        self.tracing = _tracing(config.tracing)
+        self.inference.tracing = self.courier.tracing = self.tracing
         self.inference.cooldown = self.courier.cooldown = self._attempt_failed
         self.engines.rename(config.router.aliases)
         for engine in config.engines:
@@ -314,6 +318,8 @@ class Gateway:
             await self.bridge.close()
         if self.recorder is not None:
             self.recorder.close()
+        if self.tracing is not None:
+            await self.tracing.close()
 
     def _entries(self) -> Iterator[EngineEntry]:
         return (entry for entry in self.manager.ledger if not entry.leaving)
@@ -322,3 +328,11 @@ class Gateway:
         for entry in self._entries():
             ready = entry.state is EngineState.READY
             yield EngineGauge(entry.name, entry.in_flight, entry.spec.max_concurrency, ready)
+
+
+def _tracing(config: TracingConfig) -> Tracing | None:
+    if not config.enabled:
+        return None
+    from sage_gateway.tracing import Tracing  # not before it is needed: OpenTelemetry is not light
+
+    return Tracing(config)

@@ -271,6 +271,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._refusal = (431, "The request's headers are too big or too many.")
             raise ValueError("head over the limit")  # stops the parser; answered below
         parser = self.parser
+        version = parser.get_http_version()
+        if version not in ("1.1", "1.0"):  # a line without a version is read as 0.9
+            self._refusal = (505, "The gateway speaks HTTP/1.1 and HTTP/1.0.")
+            raise ValueError("another version")
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts != 1 and (hosts or version == "1.1"):
+            self._refusal = (400, "The request must have one Host header.")
+            raise ValueError("not one host")  # RFC 9112, 3.2
         if parser.get_method() == b"POST":
             route = self._routes.get(self.url) or self._routes.get(_path_of(self.url))
             if route is not None:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import orjson
@@ -44,6 +44,9 @@ from sage_prefect.common.errors import RequestRejected
 from sage_prefect.control_plane.events import Band, FailureCause, RequestInfo
 from sage_prefect.control_plane.request_classifier import RequestClassifier
 
+if TYPE_CHECKING:
+    from sage_gateway.tracing import RequestTrace, Tracing
+
 log = logging.getLogger(__name__)
 
 _SOON = ((b"retry-after", b"2"),)
@@ -73,6 +76,7 @@ class InferenceService:
         self.cooldown: Callable[[str], None] = no_cooldown
         """Hears of each engine that failed an attempt."""
         self.classifier = RequestClassifier()
+        self.tracing: Tracing | None = None
 
     async def serve(
         self,
@@ -87,6 +91,8 @@ class InferenceService:
             ClientGone: nobody is there to answer.
         """
         call = InferenceCall(self, route, exchange)
+        if self.tracing is not None:
+            call.trace = self.tracing.request(route, exchange.headers, exchange.request_id)
         try:
             await call.run(caller)
         except HttpError as error:
@@ -139,6 +145,7 @@ class InferenceCall:
         self.engine: str | None = None
         self.attempts = 0
         self.usage: Usage = NO_USAGE
+        self.trace: RequestTrace | None = None
 
     async def run(self, caller: Caller) -> None:
         limits = self.service.limits
@@ -191,6 +198,7 @@ class InferenceCall:
         call = None if info.merge_key is None else EmbeddingCall(self.raw, self.body)
         ticket = service.scheduler.submit(info, call)
         ticket.may_leave = plan.may_follow(Failure.GENERAL)
+        ticket.trace = self.trace
         if self.reply.gone:
             service.scheduler.client_gone(ticket)
         self.reply.when_gone(partial(service.scheduler.client_gone, ticket))
@@ -266,6 +274,16 @@ class InferenceCall:
                 duration_s=took_s,
                 usage=self.usage,
             )
+        if self.trace is not None:
+            self.trace.finished(
+                status=status,
+                model=self.model,
+                tenant=self.tenant,
+                attempts=self.attempts,
+                queue_s=self.queue_s,
+                stream=self.streams,
+                usage=self.usage,
+            )
 
     # -- attempts -------------------------------------------------------------------------
 
@@ -324,7 +342,7 @@ class InferenceCall:
         translation = translated(self.route, self.body, engine)
         path = self.route.upstream if translation is None else translation.path
         body, withhold_usage = self._body_for(engine, ticket.info.band, translation)
-        parts = [engine.post_head(path, len(body), self._upstream_headers()), body]
+        parts = [engine.post_head(path, len(body), self._upstream_headers(engine)), body]
         overhead_s = clock() - self.read_at - self.queue_s - self.failed_s
         self.own_s = overhead_s
         exchange = await engine.pool.exchange(
@@ -380,6 +398,8 @@ class InferenceCall:
             # What we give up must not go on inside the engine.
             ticket.exchange.abort(error.cause, error.message)
         service.metrics.attempt_failed(name, error.cause.value)
+        if self.trace is not None:
+            self.trace.attempt_failed(error.cause.value)
         service.health.failed(name, error.cause, error.message)
         service.cooldown(name)
         self.tried.add(name)
@@ -455,8 +475,10 @@ class InferenceCall:
         served = engine.model(self.plan.pool, self.route.kind)
         return None if served is None else served.sent_as(self.plan.name, self.body["model"])
 
-    def _upstream_headers(self) -> bytes:
+    def _upstream_headers(self, engine: Engine) -> bytes:
         lines = b"x-request-id: %b\r\n" % self.reply.request_id
+        if self.trace is not None:
+            return lines + self.trace.attempt(engine, self.model)
         for name in (b"traceparent", b"tracestate"):
             value = self.headers.get(name)
             if value is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sage_prefect.common.errors import near_name
 
-_SINKS = "there are no callbacks: scrape /metrics and read the logs"
+_SINKS = "there are no callbacks: scrape /metrics, read the logs, or see sage_settings.tracing"
 _CACHE = "answers are not cached"
 _SHARED = "state is not shared between processes"
 _BUDGET = "there are no budgets in money; keys and tenants have rpm, tpm and max_parallel_requests"

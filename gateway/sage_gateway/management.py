@@ -7,31 +7,38 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from sage_gateway.errors import error_body
 from sage_gateway.gateway import Gateway
 from sage_gateway.key_store import StoreUnavailable
+from sage_gateway.management_body import Body
 from sage_gateway.management_engines import engine_routes
 from sage_gateway.management_keys import key_routes
+from sage_gateway.openapi import describe
+from sage_prefect import __version__
 from sage_prefect.common.errors import SageError, UnknownNameError
 from sage_prefect.control_plane.strategies import POLICIES
 
 _STORE_RETRY_S = 5
 
 
-class PolicyIn(BaseModel):
+class PolicyIn(Body):
     """The policy to switch to."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    policy: str
+    policy: str = Field(json_schema_extra={"enum": [*sorted(POLICIES)]})
 
 
 def management_app(gateway: Gateway) -> FastAPI:
     """The FastAPI application of the management routes and their documentation pages."""
-    app = FastAPI(title="SAGE gateway", description="Management API.", redoc_url=None)
+    app = FastAPI(
+        title="SAGE gateway",
+        version=__version__,
+        description="LLM and embedding requests, and management.",
+        redoc_url=None,
+    )
     app.include_router(engine_routes(gateway))
     app.include_router(key_routes(gateway))
 
@@ -85,9 +92,26 @@ def management_app(gateway: Gateway) -> FastAPI:
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> Response:
         codes = {404: "not_found", 405: "method_not_allowed"}
-        return _error(error.status_code, str(error.detail), codes.get(error.status_code, "refused"))
+        code = codes.get(error.status_code, "refused")
+        answer = _error(error.status_code, str(error.detail), code)
+        answer.headers.update(error.headers or {})
+        if error.status_code == 405:
+            # Starlette names the methods of the first route that has the path.
+            answer.headers["allow"] = ", ".join(_methods(app, request))
+        return answer
 
+    describe(app)
     return app
+
+
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """What may be done with a request's path."""
+    found: set[str] = set()
+    for route in app.routes:
+        match, _ = route.matches(request.scope)
+        if match is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return sorted(found)
 
 
 def _error(status: int, message: str, code: str) -> Response:

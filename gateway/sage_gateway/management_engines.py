@@ -6,21 +6,24 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
+from pydantic.config import JsonDict
 from starlette.exceptions import HTTPException
 
 from sage_gateway.dialects.native_routes import ROUTES
-from sage_gateway.engines import EngineConfig, ServedModel
+from sage_gateway.engines import ENGINE_NAME, EngineConfig, ServedModel
 from sage_gateway.gateway import Gateway
+from sage_gateway.management_body import Body
 from sage_gateway.served_model import Mode
 from sage_prefect.common.errors import SettingsError
 from sage_prefect.control_plane.events import EngineProfile
 
+# What is surely one; other addresses may be, too.
+_URL = r"^https?://[a-z0-9]+(\.[a-z0-9]+)*(:[1-9][0-9]{0,3})?(/[A-Za-z0-9._/-]*)?$"
 
-class ProfileIn(BaseModel):
+
+class ProfileIn(Body):
     """How long an engine's work takes, in seconds; docs/gateway.md has the formulas."""
-
-    model_config = ConfigDict(extra="forbid")
 
     c0: float = Field(0.0, ge=0, le=3600, description="Of any iteration.")
     a: float = Field(0.0, ge=0, le=3600, description="Per prefill token.")
@@ -30,23 +33,32 @@ class ProfileIn(BaseModel):
     alpha: float = Field(0.0, ge=0, le=3600, description="Per token of an embedding call.")
 
 
-class ModelIn(BaseModel):
+class ModelIn(Body):
     """A model that an engine serves."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(min_length=1, max_length=256, description="Name that clients use.")
     mode: Mode = "chat"
     order: int = Field(1, ge=0, description="Engines of a lower order come first.")
 
 
-class EngineIn(BaseModel):
+_ONE_UPSTREAM_MODEL: JsonDict = {
+    "if": {"required": ["upstream_model"], "properties": {"upstream_model": {"type": "string"}}},
+    "then": {"properties": {"models": {"maxItems": 1}}},
+}
+
+
+class EngineIn(Body):
     """An engine to register. Registering a known name again replaces it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(json_schema_extra=_ONE_UPSTREAM_MODEL)
 
-    name: str = Field(min_length=1, max_length=128)
-    base_url: str = Field(description="Such as http://127.0.0.1:8001/v1.")
+    name: str = Field(
+        min_length=1, max_length=128, json_schema_extra={"pattern": f"^{ENGINE_NAME.pattern}$"}
+    )
+    base_url: str = Field(
+        description="Such as http://127.0.0.1:8001/v1.",
+        json_schema_extra={"pattern": _URL},
+    )
     models: list[ModelIn] = Field(min_length=1, max_length=10_000)
     driver: str = Field("openai", max_length=64)
     device: str = Field("cpu", max_length=64)
@@ -77,9 +89,16 @@ class EngineIn(BaseModel):
         1.0, gt=0, le=1e9, allow_inf_nan=False, description="Policy `random` draws it so often."
     )
     routes: list[str] = Field(
-        [], max_length=32, description="Routes that it has besides those of its driver."
+        [],
+        max_length=32,
+        json_schema_extra={"items": {"type": "string", "enum": [*sorted(ROUTES)]}},
+        description="Routes that it has besides those of its driver.",
     )
-    api_key: str | None = Field(None, description="Key of the engine; never shown again.")
+    api_key: str | None = Field(
+        None,
+        description="Key of the engine; never shown again.",
+        json_schema_extra={"anyOf": [{"type": "string", "pattern": "^[!-~]+$"}, {"type": "null"}]},
+    )
 
     @field_validator("routes")
     @classmethod
@@ -140,7 +159,7 @@ def engine_routes(gateway: Gateway) -> APIRouter:
         """All engines with their live state."""
         return {"engines": gateway.engine_states()}
 
-    @routes.post("", status_code=201)
+    @routes.post("", status_code=201, responses={200: {"description": "Replaced."}})
     async def register_engine(engine: EngineIn, response: Response) -> dict[str, Any]:
         """Register an engine (201), or replace the one of that name (200)."""
         if engine.upstream_model is not None and len(engine.models) > 1:

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from sage_gateway.gateway import Gateway
+from sage_gateway.management_body import Body
 from sage_gateway.rate_limits import RateLimit
 from sage_gateway.tenants import TenantConfig
 from sage_prefect.common.errors import UnknownNameError
@@ -20,10 +21,8 @@ BandName = Literal["critical", "interactive", "standard", "batch"]
 _MOST = 1 << 40
 
 
-class LimitsIn(BaseModel):
+class LimitsIn(Body):
     """Rights and limits that tenants and keys have in common."""
-
-    model_config = ConfigDict(extra="forbid")
 
     bands: list[BandName] = Field(
         [], max_length=4, description="The first in urgency caps its requests; none: no cap."
@@ -98,7 +97,7 @@ def key_routes(gateway: Gateway) -> APIRouter:
             ]
         }
 
-    @routes.post("/tenants", status_code=201)
+    @routes.post("/tenants", status_code=201, responses={200: {"description": "Changed."}})
     async def put_tenant(tenant: TenantIn, response: Response) -> dict[str, Any]:
         """Make a tenant (201), or change the one of that name (200)."""
         config = tenant.config()
@@ -124,14 +123,17 @@ def key_routes(gateway: Gateway) -> APIRouter:
     async def create_key(wanted: KeyIn) -> dict[str, Any]:
         """Make a key. `key` is shown here and never again."""
         now = time.time()
-        record, key = await directory.create_key(
-            tenant=wanted.tenant,
-            name=wanted.name,
-            bands=wanted.urgencies(),
-            models=tuple(wanted.models),
-            limit=wanted.limit(),
-            expires_at=None if wanted.expires_in_s is None else now + wanted.expires_in_s,
-        )
+        try:
+            record, key = await directory.create_key(
+                tenant=wanted.tenant,
+                name=wanted.name,
+                bands=wanted.urgencies(),
+                models=tuple(wanted.models),
+                limit=wanted.limit(),
+                expires_at=None if wanted.expires_in_s is None else now + wanted.expires_in_s,
+            )
+        except UnknownNameError as error:
+            raise HTTPException(404, str(error)) from None
         return {**record.public(now), "key": key}
 
     @routes.delete("/keys/{key_id}")

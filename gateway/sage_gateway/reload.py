@@ -23,6 +23,7 @@ _NEEDS_RESTART = {
         *("max_connections", "max_connections_per_ip", "tls_certificate", "tls_key"),
     ),
     "recording": ("file", "max_bytes", "when_full", "flush_s"),
+    "tracing": ("enabled", "endpoint", "sample_ratio", "service_name"),
     "keys": ("file", "refresh_s"),
     "replicas": ("count", "index"),
 }

@@ -15,7 +15,7 @@ _SLOWEST_BYTES_PER_S = 16 * 1024
 # Names are kept, compared and recorded; a prompt that lands here by mistake is not.
 _LONGEST_MODEL = 1024
 # Engines that score pictures take them as objects.
-_OBJECTS_TOO = frozenset({"query", "text_1", "queries", "data_1"})
+OBJECTS_TOO = frozenset({"query", "text_1", "queries", "data_1"})
 
 
 class BodyTimer:
@@ -108,7 +108,7 @@ def parse_body(raw: bytes, required: tuple[str, ...]) -> dict[str, Any]:
     value = body[name]
     if name == "messages" and (not isinstance(value, list) or not value):
         raise _wrong("messages", value, "a list of at least one message")
-    known = (str, list, dict) if name in _OBJECTS_TOO else (str, list)
+    known = (str, list, dict) if name in OBJECTS_TOO else (str, list)
     if name != "messages" and not isinstance(value, known):
         raise _wrong(name, value, "a text or a list")
     if not isinstance(body.get("stream"), (bool, type(None))):

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sage_gateway.embedding_call import EmbeddingCall
 from sage_gateway.errors import ClientGone, HttpError
@@ -56,6 +56,9 @@ from sage_prefect.control_plane.manager import ControlPlaneManager
 from sage_prefect.control_plane.outages import MAY_SERVE
 from sage_prefect.control_plane.strategies import check_policy
 
+if TYPE_CHECKING:
+    from sage_gateway.tracing import RequestTrace
+
 log = logging.getLogger(__name__)
 
 clock = time.monotonic
@@ -97,7 +100,7 @@ class Ticket:
 
     __slots__ = (
         "_waiter", "answered_at", "attempt", "batch", "batched_at", "batched_by", "call", "engine",
-        "exchange", "failure", "gone", "info", "may_leave", "open", "rejection", "vectors",
+        "exchange", "failure", "gone", "info", "may_leave", "open", "rejection", "trace", "vectors",
     )  # fmt: skip
 
     def __init__(self, info: RequestInfo) -> None:
@@ -124,6 +127,7 @@ class Ticket:
         """What an engine said of its input."""
         self.may_leave = False
         """Another model may answer: it need not wait for engines to come back."""
+        self.trace: RequestTrace | None = None
         self._waiter: Waiter | None = None
 
     @property

@@ -8,6 +8,7 @@ Only events that carry token counts are looked into.
 from __future__ import annotations
 
 import re
+from collections import deque
 
 import orjson
 
@@ -17,9 +18,12 @@ from sage_gateway.usage import NO_USAGE, Usage, usage_of
 # An event longer than this passes in pieces: it is data, not accounting.
 MAX_HELD = 64 * 1024
 
+# Where a reason to end is looked for.
+_TAIL = 8192
+
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
-_DONE = re.compile(rb"(?:^|\n)data:\s*\[DONE\]\s*$")
+_DONE = re.compile(rb"(?:^|\n)data:[ \t]*\[DONE\][ \t]*(?:\r?\n|$)")
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 
 
@@ -34,11 +38,11 @@ class SseRelay:
     def __init__(self, *, withhold_usage: bool) -> None:
         self.usage: Usage = NO_USAGE
         self.done = False
-        """``[DONE]`` was the last event."""
+        """``[DONE]`` has come."""
         self._withhold = withhold_usage
         self._held = b""
-        self._last = b""
-        self._before_last = b""
+        self._tail: deque[bytes] = deque()
+        self._tail_bytes = 0
         self._mid_event = False
 
     def feed(self, data: bytes) -> bytes:
@@ -72,8 +76,7 @@ class SseRelay:
     @property
     def complete(self) -> bool:
         """Whether the stream said that the answer is whole (``[DONE]``, or a finish reason)."""
-        tail = (self._before_last + self._last)[-8192:]
-        return self.done or _FINISHED.search(tail) is not None
+        return self.done or _FINISHED.search(b"".join(self._tail)[-_TAIL:]) is not None
 
     def broken_off(self, status: int, message: str) -> bytes:
         """The end of a stream that failed: an error event, after that of an event half sent."""
@@ -81,9 +84,13 @@ class SseRelay:
         return before + error_event(status, message, code="answer_incomplete")
 
     def _passed(self, data: bytes) -> None:
-        self._before_last, self._last = self._last, data
-        end = data[-64:]
-        self.done = b"[DONE]" in end and _DONE.search(end) is not None
+        tail = self._tail
+        tail.append(data)
+        self._tail_bytes += len(data)
+        while self._tail_bytes - len(tail[0]) >= _TAIL:
+            self._tail_bytes -= len(tail.popleft())
+        if b"[DONE]" in data and _DONE.search(data) is not None:
+            self.done = True
 
     def _account(self, data: bytes) -> bytes:
         kept: list[bytes] = []

@@ -252,7 +252,7 @@ async def test_tenants_and_keys_by_the_api(lab: Any) -> None:
     keys = KeyRing(lab.KEY, config)
     gateway = await lab.gateway(lab.engine(peer), keys=keys, tenants=config)
     unknown = await gateway.client.post(KEYS, json={"tenant": "search"})
-    assert unknown.status_code == 400
+    assert unknown.status_code == 404
     assert "Known: fixed" in unknown.json()["error"]["message"]
     wish = {"name": "search", "weight": 2, "bands": ["standard"], "rpm": 100, "models": ["m"]}
     assert (await gateway.client.post(TENANTS, json=wish)).status_code == 201

@@ -9,6 +9,7 @@ import pytest
 
 from sage_gateway.auth import KeyRing
 from sage_gateway.config import TenantConfig
+from sage_gateway.routes import INFERENCE_ROUTES
 from sage_prefect.control_plane.events import EngineProfile
 from sage_prefect.control_plane.strategies import POLICIES
 
@@ -230,6 +231,9 @@ async def test_description_covers_all_routes(lab: Any) -> None:
     gateway = await lab.gateway()
     described = (await gateway.client.get("/openapi.json")).json()["paths"]
     assert set(described) == {
+        *INFERENCE_ROUTES,
+        *gateway.app._plain,
+        "/v1/models/{id}",
         "/v1/management/engines",
         "/v1/management/engines/{name}",
         "/v1/management/engines/{name}/drain",
