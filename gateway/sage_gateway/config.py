@@ -284,6 +284,7 @@ def _timeouts(sage: Section, first_byte_s: float) -> Timeouts:
         section.seconds("connect_s", _TIMEOUTS.connect_s),
         section.seconds("first_byte_s", first_byte_s),
         section.seconds("idle_s", _TIMEOUTS.idle_s),
+        section.seconds("unreachable_s", _TIMEOUTS.unreachable_s, least=1.0),
     )
     section.refuse_unread()
     return timeouts

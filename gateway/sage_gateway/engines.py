@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -221,7 +221,7 @@ class Engine:
                 "that no header may have."
             )
         if config.first_byte_s is not None:
-            timeouts = Timeouts(timeouts.connect_s, config.first_byte_s, timeouts.idle_s)
+            timeouts = replace(timeouts, first_byte_s=config.first_byte_s)
         self.config = config
         self.name = config.name
         self.header_name = config.name.encode("ascii")

@@ -26,6 +26,7 @@ _NEEDS_RESTART = {
     "tracing": ("enabled", "endpoint", "sample_ratio", "service_name"),
     "keys": ("file", "refresh_s"),
     "replicas": ("count", "index"),
+    "timeouts": ("unreachable_s",),
 }
 
 

@@ -22,6 +22,7 @@ from sage_gateway.app import GatewayApp
 from sage_gateway.auth import KeyRing
 from sage_gateway.config import GatewayConfig, parse_config
 from sage_gateway.connection_limits import ConnectionLimits, raise_descriptor_limit
+from sage_gateway.dead_peers import notice_dead_peer
 from sage_gateway.gateway import Gateway
 from sage_gateway.http_protocol import LimitedHttpProtocol, limited_protocol
 from sage_gateway.reload import ConfigSource
@@ -73,7 +74,7 @@ def serve(
     for warning in config.warnings:
         log.warning(warning)
     keys = make_key_ring(config, host, no_auth=no_auth)
-    listener = bind(host, port)
+    listener = bind(host, port, config.timeouts.unreachable_s)
     raise_descriptor_limit()
     # What start-up made stays: the collector need not look at it again and again.
     gc.freeze()
@@ -117,8 +118,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def bind(host: str, port: int | None) -> socket.socket:
+def bind(host: str, port: int | None, unreachable_s: float = 0.0) -> socket.socket:
     """A socket that listens: from now on the port is ours, and connections wait in its backlog.
+
+    Args:
+        unreachable_s: a client that acknowledges nothing for so long is gone; 0: as the system has
+            it.
 
     Raises:
         PortInUseError: the chosen port is taken.
@@ -132,6 +137,8 @@ def bind(host: str, port: int | None) -> socket.socket:
         raise ServiceError(f"cannot bind {host!r}: {error.strerror or error}.") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if unreachable_s:
+            notice_dead_peer(listener, unreachable_s)
         listener.bind(address)
         listener.listen(2048)
         listener.setblocking(False)

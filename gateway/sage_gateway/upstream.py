@@ -15,6 +15,7 @@ from typing import cast
 
 import httptools
 
+from sage_gateway.dead_peers import notice_dead_peer
 from sage_gateway.inline_task import Waiter, turn_of, waiter
 from sage_prefect.control_plane.events import FailureCause
 
@@ -50,6 +51,8 @@ class Timeouts:
     """From the request sent to the first byte of the answer (its end, when it does not stream)."""
     idle_s: float = 120.0
     """Between two pieces of an answer."""
+    unreachable_s: float = 20.0
+    """A peer that acknowledges nothing for so long is gone; engines and clients alike."""
 
 
 class Exchange:
@@ -251,6 +254,8 @@ class UpstreamConnection:
     ) -> None:
         self.loop = loop
         self.turn = turn_of(loop)
+        self.unreachable_s = 0.0
+        """See :class:`Timeouts`; 0: as the system has it."""
         self.used = 0
         self.idle_since = 0.0
         self._on_idle = on_idle
@@ -310,6 +315,8 @@ class UpstreamConnection:
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        if self.unreachable_s:
+            notice_dead_peer(transport.get_extra_info("socket"), self.unreachable_s)
 
     def data_received(self, data: bytes) -> None:
         self.turn.enter()
@@ -356,6 +363,8 @@ class UpstreamConnection:
                     exchange.on_end()  # HTTP/1.0 manner: the end of the connection is the end
                 else:
                     exchange.fail(FailureCause.RESET, "reset the connection")
+            elif isinstance(exc, TimeoutError):
+                exchange.fail(FailureCause.RESET, "cannot be reached any more")
             elif exchange.head_done:
                 exchange.fail(
                     FailureCause.RESET, "closed the connection in the middle of its answer"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -260,3 +262,110 @@ def test_a_flood_of_connections_takes_no_descriptors(start: Start) -> None:
         time.sleep(0.02)
     assert process.stop() == 0
     assert "Too many open files" not in process.log.read_text()
+
+
+class CountingEngine(BaseHTTPRequestHandler):
+    """Answers after 20 ms and remembers whom."""
+
+    answered: ClassVar[list[str]] = []
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        time.sleep(0.02)  # its work
+        body = b'{"choices":[{"index":0,"message":{"content":"ok"},"finish_reason":"stop"}]}'
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.answered.append(asked["user"])
+
+    def do_GET(self) -> None:
+        self.send_response(404)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def counting() -> Iterator[str]:
+    CountingEngine.answered.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), CountingEngine)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_restart_under_load(
+    start: Start, counting: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Told to stop, it loses no request that it has taken; killed, it is back with its port and
+    its engines as soon as it is started."""
+    file = config(tmp_path, counting)
+    first = start("--config", file, "--port", "0")
+    url, headers = first.url(), {"authorization": f"Bearer {KEY}"}
+    port = url.rpartition(":")[2]
+    restarted, failures, served = threading.Event(), [], collections.Counter[str]()
+
+    def ask(worker: int) -> None:
+        after = 0
+        for count in range(10_000):
+            if after == 10:
+                return
+            user = f"{worker}-{count}"
+            while True:
+                try:
+                    answer = httpx.post(
+                        f"{url}/v1/chat/completions",
+                        json={**CHAT, "user": user},
+                        headers=headers,
+                        timeout=30,
+                    )
+                except httpx.ConnectError:
+                    continue  # it is away; nothing was sent
+                except httpx.TransportError as error:
+                    failures.append(repr(error))
+                    break
+                if answer.status_code == 200:
+                    served[user] += 1
+                    after += restarted.is_set()
+                    break
+                if answer.status_code != 503 or "retry-after" not in answer.headers:
+                    failures.append(answer.text)
+                    break
+
+    workers = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    for worker in workers:
+        worker.start()
+    deadline = time.monotonic() + 30
+    while len(CountingEngine.answered) < 30:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    first.popen.send_signal(number)
+    code = first.popen.wait(60)
+    second = start("--config", file, "--port", port)
+    assert second.url() == url
+    restarted.set()
+    for worker in workers:
+        worker.join(60)
+        assert not worker.is_alive()
+    assert set(served.values()) == {1}
+    if number is signal.SIGTERM:
+        assert code == 0
+        assert not failures
+        assert collections.Counter(CountingEngine.answered) == served
+    else:
+        assert code == -signal.SIGKILL
+        # One in flight for each, and one that the dying process had let in.
+        assert len(failures) <= 12
+        assert set(served) <= set(CountingEngine.answered)
+    state = httpx.get(f"{url}/v1/management/state", headers=headers).json()
+    assert (state["running"], state["queued"]) == (0, 0)
+    assert second.stop() == 0

@@ -303,6 +303,7 @@ class Lab:
         keys: KeyRing | None = None,
         key_store: KeyStoreConfig | None = None,
         on_loopback: bool = True,
+        host: str = "127.0.0.1",
         **config: Any,
     ) -> Running:
         """Start a gateway on port 0."""
@@ -311,14 +312,14 @@ class Lab:
         settings = replace(GatewayConfig(engines=engines), **config)
         gateway = Gateway(settings, keys or KeyRing(KEY))
         app = GatewayApp(gateway, on_loopback=on_loopback)
-        listener = bind("127.0.0.1", 0)
+        listener = bind(host, 0, settings.timeouts.unreachable_s)
         server = make_server(app, settings)
         server.config.load()
         server.lifespan = server.config.lifespan_class(server.config)
         await server.startup(sockets=[listener])
         port = listener.getsockname()[1]
         client = httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", headers=HEADERS, timeout=20, trust_env=False
+            base_url=f"http://{host}:{port}", headers=HEADERS, timeout=20, trust_env=False
         )
 
         async def stop() -> None:

@@ -70,13 +70,14 @@ def test_error_codes() -> None:
         ("replicas", "config"),
         ("health", "config"),
         ("recording", "recording"),
+        ("tracing", "config_tracing"),
         ("keys", "config_tenants"),
     ],
 )
 def test_settings(section: str, file: str) -> None:
     source = (ROOT / "gateway" / "sage_gateway" / f"{file}.py").read_text()
     body = source.partition(f'sage.section("{section}")')[2].partition("refuse_unread")[0]
-    keys = re.findall(r'\.(?:integer|seconds|text|choice|flag)\(\s*"(\w+)"', body)
+    keys = re.findall(r'\.(?:integer|seconds|number|text|choice|flag)\(\s*"(\w+)"', body)
     assert keys
     for key in keys:
         assert f"`sage_settings.{section}.{key}`" in PAGE

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import random
+import time
 import tracemalloc
 from typing import Any
 
@@ -493,3 +495,72 @@ async def test_an_engine_that_is_full_costs_no_retry(lab: Any) -> None:
     name = "sage_gateway_upstream_failures_total"
     assert gateway.metric(name, engine="full", cause="overloaded") == 1
     assert gateway.metric(name, engine="broken", cause="status") == 1
+
+
+async def test_a_head_that_drips_has_no_more_time_than_one_that_does_not_come(lab: Any) -> None:
+    async def drips(request: Any) -> None:
+        await request.send(b"HTTP/1.1 200 OK\r\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await request.send(b"x-a: b\r\n")
+                await asyncio.sleep(0.005)
+
+    peer = await lab.peer(drips)
+    timeouts = Timeouts(first_byte_s=0.1)
+    gateway = await lab.gateway(lab.engine(peer), timeouts=timeouts, health=QUIET)
+    answer = await gateway.chat()
+    assert answer.status_code == 504
+    assert "did not answer within 0.1 s" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("days", [-2, 2])
+async def test_a_wall_clock_that_jumps_changes_nothing(
+    lab: Any, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    """Waits, limits and streams go by the monotonic clock."""
+    began, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: Any) -> None:
+        await request.start_events()
+        await request.chunk(lab.delta("Hel"))
+        began.set()
+        await goes_on.wait()
+        await request.chunk(lab.delta("lo") + lab.FINISH + lab.DONE)
+        await request.end_events()
+
+    peer = await lab.peer(slow)
+    gateway = await lab.gateway(lab.engine(peer, max_concurrency=1), health=QUIET)
+    running = asyncio.ensure_future(gateway.chat(stream=True))
+    await asyncio.wait_for(began.wait(), 10)
+    waiting = asyncio.ensure_future(gateway.chat(stream=True))
+    await lab.until(lambda: gateway.gateway.manager.queued == 1)
+    wall = time.time
+    monkeypatch.setattr(time, "time", lambda: wall() + days * 86_400)
+    goes_on.set()
+    for answer in await asyncio.gather(running, waiting):
+        assert answer.content.endswith(lab.DONE)
+    assert (await gateway.client.get("/v1/management/state")).json()["running"] == 0
+
+
+async def test_an_engine_hears_within_50_ms_that_the_client_has_left(lab: Any) -> None:
+    """The median of twenty: one may meet a busy machine."""
+    heard: asyncio.Queue[float] = asyncio.Queue()
+    clock = asyncio.get_running_loop().time
+
+    async def long(request: Any) -> None:
+        if request.json.get("stream"):
+            await request.start_events()
+            await request.chunk(lab.delta("Once"))
+        await request.until_gone()
+        heard.put_nowait(clock())
+
+    peer = await lab.peer(long)
+    gateway = await lab.gateway(lab.engine(peer), health=QUIET)
+    took = []
+    for number in range(20):
+        _, writer = await gateway.post_raw(orjson.dumps({**lab.CHAT, "stream": number % 2 == 0}))
+        await lab.until(lambda: len(peer.posts) > len(took))
+        left = clock()
+        writer.transport.abort()
+        took.append(await asyncio.wait_for(heard.get(), 10) - left)
+    assert sorted(took)[10] < 0.05

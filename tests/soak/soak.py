@@ -212,6 +212,8 @@ class Truth:
     """What clients saw."""
 
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    classes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """The same as the gateway counts them: a stream that broke is a 5xx."""
     left: Counter[str] = field(default_factory=Counter)
     """Clients that went away, by route."""
     broken: int = 0
@@ -272,11 +274,15 @@ class Client:
             writer.transport.abort()
             return
         truth.statuses[route, status] += 1
+        family = f"{status // 100}xx"
         if kind == "stream" and status == 200 and b"data: [DONE]" not in answer:
             if b'"error"' in answer:
                 truth.broken += 1
+                family = "5xx"
             else:
                 truth.silent.append(repr(answer[-200:]))
+        if status != 401:  # refused before it is a request of any model
+            truth.classes[route, family] += 1
         if keep:
             self._idle.append(connection)
         else:
@@ -485,24 +491,22 @@ class Soak:
     async def _judge(self, manage: httpx.AsyncClient, log: Path) -> int:
         wrong: list[str] = []
         truth = self.truth
-        counted: Counter[tuple[str, int]] = Counter()
+        counted: Counter[tuple[str, str]] = Counter()
         text = (await manage.get("/metrics")).text
         for labels, value in re.findall(r"^sage_gateway_requests_total\{(.*)\} (\S+)$", text, re.M):
             said = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-            counted[said["route"], int(said["status"])] += int(float(value))
+            counted[said["route"], said["status"]] += int(float(value))
         for route in ("chat", "embeddings"):
-            extra = 0
-            seen = {status for of, status in {*counted, *truth.statuses} if of == route}
-            for status in sorted(seen):
-                more = counted[route, status] - truth.statuses[route, status]
-                # Clients that left may be counted under anything but never take from another.
+            beyond = 0
+            for kind in ("2xx", "4xx", "5xx", "cancelled"):
+                more = counted[route, kind] - truth.classes[route, kind]
+                # Those that left may be counted under anything, but take from no other.
                 if more < 0:
-                    wrong.append(f"{route} {status}: clients saw {-more} more than were counted")
-                extra += more
-            # 401 is answered before the request is one of a route.
-            if not 0 <= extra <= truth.left[route]:
+                    wrong.append(f"{route} {kind}: {-more} answers were not counted")
+                beyond += more
+            if not 0 <= beyond <= truth.left[route]:
                 wrong.append(
-                    f"{route}: {extra} counted beyond the answers, {truth.left[route]} left"
+                    f"{route}: {beyond} counted beyond the answers, {truth.left[route]} left"
                 )
         if truth.lost:
             wrong.append(f"{len(truth.lost)} requests got no answer, such as {truth.lost[0]}")
