@@ -43,6 +43,25 @@ const char* metric_name(sage::Metric metric) {
     return "cosine";
 }
 
+sage::Storage storage_named(const std::string& name) {
+    if (name == "float32") return sage::Storage::float32;
+    if (name == "int8") return sage::Storage::int8;
+    if (name == "bfloat16") return sage::Storage::bfloat16;
+    throw std::invalid_argument("storage is '" + name + "'; it must be int8, bfloat16 or float32");
+}
+
+const char* storage_name(sage::Storage storage) {
+    switch (storage) {
+        case sage::Storage::int8:
+            return "int8";
+        case sage::Storage::bfloat16:
+            return "bfloat16";
+        case sage::Storage::float32:
+            break;
+    }
+    return "float32";
+}
+
 std::size_t rows_of_matrix(const Floats& array, std::size_t dim, const char* what) {
     if (array.ndim() != 2 || static_cast<std::size_t>(array.shape(1)) != dim) {
         const auto shape = py::str(array.attr("shape")).cast<std::string>();
@@ -148,11 +167,14 @@ PYBIND11_MODULE(_native, m) {
     });
 
     py::class_<sage::FlatIndex>(m, "FlatIndex")
-        .def(py::init([](std::size_t dim, const std::string& metric) {
-                 return std::make_unique<sage::FlatIndex>(dim, metric_named(metric),
+        .def(py::init([](std::size_t dim, const std::string& metric, const std::string& storage,
+                         bool keep_vectors) {
+                 const sage::RowFormat format{dim, storage_named(storage), keep_vectors};
+                 return std::make_unique<sage::FlatIndex>(format, metric_named(metric),
                                                           sage::chosen_tier());
              }),
-             py::arg("dim"), py::arg("metric"))
+             py::arg("dim"), py::arg("metric"), py::arg("storage") = "float32",
+             py::arg("keep_vectors") = true)
         .def_static(
             "open",
             [](const std::string& path, bool map, bool read_only) {
@@ -224,6 +246,12 @@ PYBIND11_MODULE(_native, m) {
         .def_property_readonly("dim", &sage::FlatIndex::dim)
         .def_property_readonly(
             "metric", [](const sage::FlatIndex& index) { return metric_name(index.metric()); })
+        .def_property_readonly(
+            "storage",
+            [](const sage::FlatIndex& index) { return storage_name(index.format().storage); })
+        .def_property_readonly(
+            "keeps_vectors",
+            [](const sage::FlatIndex& index) { return index.format().has_vectors(); })
         .def_property_readonly(
             "isa", [](const sage::FlatIndex& index) { return sage::tier_name(index.tier()); })
         .def_property_readonly("read_only", &sage::FlatIndex::read_only);

@@ -13,15 +13,17 @@ struct Shape {
     std::uint32_t dim;
     std::uint32_t metric;
     std::uint32_t kind;     // 0: flat
-    std::uint32_t storage;  // 0: float32
+    std::uint32_t storage;  // a Storage
     std::uint64_t rows;
     std::int64_t next_id;
-    std::uint64_t reserved[4];
+    std::uint64_t without_vectors;  // 1: the codes are all there is
+    std::uint64_t reserved[3];
 };
 static_assert(sizeof(Shape) == 64 && std::is_trivially_copyable_v<Shape>);
 
-constexpr std::array<std::string_view, 6> kKnown = {"shape",   "ids",           "norms",
-                                                    "vectors", "vector_pieces", "payload"};
+constexpr std::array<std::string_view, 10> kKnown = {
+    "shape", "ids",         "norms", "vectors", "vector_pieces",
+    "codes", "code_pieces", "steps", "gaps",    "payload"};
 
 void require_size(const SectionReader& reader, std::string_view section, std::uint64_t rows,
                   std::uint64_t row_bytes) {
@@ -38,10 +40,13 @@ void require_size(const SectionReader& reader, std::string_view section, std::ui
 
 void FlatIndex::save(const std::string& path, std::span<const Extra> extra) const {
     const std::lock_guard writer(writer_);  // nothing changes meanwhile; searches go on
+    const RowFormat& format = store_.format();
     SectionWriter file(path);
     Shape shape{};
     shape.dim = static_cast<std::uint32_t>(dim_);
     shape.metric = static_cast<std::uint32_t>(metric_);
+    shape.storage = static_cast<std::uint32_t>(format.storage);
+    shape.without_vectors = format.has_vectors() ? 0 : 1;
     shape.rows = ids_.size() - removed_;
     shape.next_id = next_id_;
     file.begin("shape");
@@ -67,19 +72,37 @@ void FlatIndex::save(const std::string& path, std::span<const Extra> extra) cons
     for_runs([&](const RowBlock& block, std::uint64_t row, std::uint64_t count) {
         file.append(ids_.data() + block.first + row, count * sizeof(std::int64_t));
     });
-    file.begin("norms");
-    for_runs([&](const RowBlock& block, std::uint64_t row, std::uint64_t count) {
-        file.append(block.norms + row, count * sizeof(float));
-    });
-    file.begin("vectors");
-    const std::size_t row_bytes = dim_ * sizeof(float);
-    for_runs([&](const RowBlock& block, std::uint64_t row, std::uint64_t count) {
-        if (block.checks) block.checks->ensure(row * row_bytes, (row + count) * row_bytes);
-        file.append(block.vectors + row * dim_, count * row_bytes);
-    });
-    const std::vector<std::uint32_t> pieces = file.end();
-    file.begin("vector_pieces");
-    file.append(pieces.data(), pieces.size() * sizeof(std::uint32_t));
+    const auto write_terms = [&](std::string_view name, const float* RowBlock::*terms) {
+        file.begin(name);
+        for_runs([&](const RowBlock& block, std::uint64_t row, std::uint64_t count) {
+            file.append(block.*terms + row, count * sizeof(float));
+        });
+    };
+    const auto write_pieces = [&](std::string_view name) {
+        const std::vector<std::uint32_t> pieces = file.end();
+        file.begin(name);
+        file.append(pieces.data(), pieces.size() * sizeof(std::uint32_t));
+    };
+    write_terms("norms", &RowBlock::norms);
+    if (format.has_steps()) write_terms("steps", &RowBlock::steps);
+    if (format.has_codes()) {
+        write_terms("gaps", &RowBlock::gaps);
+        const std::size_t bytes = format.code_bytes();
+        file.begin("codes");
+        for_runs([&](const RowBlock& block, std::uint64_t row, std::uint64_t count) {
+            block.ensure_codes(row, count, format);
+            file.append(block.codes + row * bytes, count * bytes);
+        });
+        write_pieces("code_pieces");
+    }
+    if (format.has_vectors()) {
+        file.begin("vectors");
+        for_runs([&](const RowBlock& block, std::uint64_t row, std::uint64_t count) {
+            block.ensure_vectors(row, count, format);
+            file.append(block.vectors + row * dim_, count * format.vector_bytes());
+        });
+        write_pieces("vector_pieces");
+    }
     for (const auto& [name, bytes] : extra) {
         file.begin(name, false);
         file.append(bytes.data(), bytes.size());
@@ -100,16 +123,19 @@ std::unique_ptr<FlatIndex> FlatIndex::open(const std::string& path, bool map, bo
     if (shape.dim < 1 || shape.dim > kMaxDim || shape.metric > 2 || shape.next_id < 0) {
         throw corrupt("shape", "fields are out of range");
     }
-    if (shape.kind != 0 || shape.storage != 0) {
+    if (shape.kind != 0 || shape.storage > 2 || shape.without_vectors > 1) {
         throw corrupt("shape", "kind " + std::to_string(shape.kind) + " with storage " +
                                    std::to_string(shape.storage) +
                                    " is unknown to this build; use a newer SAGE");
     }
-    auto index = std::make_unique<FlatIndex>(shape.dim, static_cast<Metric>(shape.metric), tier);
-    const std::uint64_t row_bytes = std::uint64_t{shape.dim} * sizeof(float);
+    const RowFormat format{shape.dim, static_cast<Storage>(shape.storage),
+                           shape.without_vectors == 0};
+    if (!format.keep_vectors && !format.has_codes()) {
+        throw corrupt("shape", "says that there are neither vectors nor codes");
+    }
+    auto index = std::make_unique<FlatIndex>(format, static_cast<Metric>(shape.metric), tier);
     require_size(*reader, "ids", shape.rows, sizeof(std::int64_t));
     require_size(*reader, "norms", shape.rows, sizeof(float));
-    require_size(*reader, "vectors", shape.rows, row_bytes);
 
     const auto ids = reader->checked("ids");
     index->ids_.resize(shape.rows);
@@ -125,21 +151,38 @@ std::unique_ptr<FlatIndex> FlatIndex::open(const std::string& path, bool map, bo
     index->read_only_ = read_only;
     index->file_ = reader;
 
-    const auto norms = reader->checked("norms");
-    const auto vectors = reader->unchecked("vectors");
-    const auto piece_bytes = reader->checked("vector_pieces");
-    std::vector<std::uint32_t> pieces(piece_bytes.size() / sizeof(std::uint32_t));
-    if (!pieces.empty()) {
-        std::memcpy(pieces.data(), piece_bytes.data(), pieces.size() * sizeof(std::uint32_t));
-    }
-    auto checks = std::make_shared<const PieceChecks>(path, "vectors", vectors, pieces);
-    if (!map) checks->ensure_all();
-    RowBlock block;
     // Sections start at multiples of 64 bytes of a buffer that is aligned at least so.
-    block.vectors = reinterpret_cast<const float*>(vectors.data());
-    block.norms = reinterpret_cast<const float*>(norms.data());
+    const auto terms_of = [&](std::string_view name) {
+        require_size(*reader, name, shape.rows, sizeof(float));
+        return reinterpret_cast<const float*>(reader->checked(name).data());
+    };
+    const auto big = [&](std::string_view name, std::string_view pieces_name,
+                         std::uint64_t row_bytes,
+                         std::shared_ptr<const PieceChecks>& checks) -> const std::byte* {
+        require_size(*reader, name, shape.rows, row_bytes);
+        const auto bytes = reader->unchecked(name);
+        const auto piece_bytes = reader->checked(pieces_name);
+        std::vector<std::uint32_t> pieces(piece_bytes.size() / sizeof(std::uint32_t));
+        if (!pieces.empty()) {
+            std::memcpy(pieces.data(), piece_bytes.data(), pieces.size() * sizeof(std::uint32_t));
+        }
+        checks = std::make_shared<const PieceChecks>(path, std::string(name), bytes, pieces);
+        if (!map) checks->ensure_all();
+        return bytes.data();
+    };
+    RowBlock block;
+    block.norms = terms_of("norms");
+    if (format.has_steps()) block.steps = terms_of("steps");
+    if (format.has_codes()) {
+        block.gaps = terms_of("gaps");
+        block.codes = reinterpret_cast<const std::uint8_t*>(
+            big("codes", "code_pieces", format.code_bytes(), block.code_checks));
+    }
+    if (format.has_vectors()) {
+        block.vectors = reinterpret_cast<const float*>(
+            big("vectors", "vector_pieces", format.vector_bytes(), block.vector_checks));
+    }
     block.rows = shape.rows;
-    block.checks = std::move(checks);
     index->store_.attach(std::move(block));
     return index;
 }

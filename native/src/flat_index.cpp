@@ -55,10 +55,10 @@ FlatIndex::Publishing::Publishing(const FlatIndex& index) {
     lock_ = std::unique_lock(index.state_);
 }
 
-FlatIndex::FlatIndex(std::size_t dim, Metric metric, Tier tier)
-    : dim_(dim), metric_(metric), kernels_(&kernels_of(tier)), store_(dim) {
-    if (dim < 1 || dim > kMaxDim) {
-        throw std::invalid_argument("dim is " + std::to_string(dim) + "; it must be from 1 to " +
+FlatIndex::FlatIndex(const RowFormat& format, Metric metric, Tier tier)
+    : dim_(format.dim), metric_(metric), kernels_(&kernels_of(tier)), store_(format) {
+    if (dim_ < 1 || dim_ > kMaxDim) {
+        throw std::invalid_argument("dim is " + std::to_string(dim_) + "; it must be from 1 to " +
                                     std::to_string(kMaxDim));
     }
 }
@@ -103,6 +103,22 @@ float FlatIndex::stored_norm(double norm2) const noexcept {
     return norm >= 1e-30 && norm <= 1e30 ? static_cast<float>(1.0 / norm) : kUnknown;
 }
 
+// Codes of a vector; where only they are kept, `vector` becomes what they stand for.
+void FlatIndex::encode(float* vector, const RowStore::Span& span, std::uint64_t row) const {
+    const RowFormat& format = store_.format();
+    const std::size_t size = format.code_bytes();
+    std::uint8_t* codes = span.codes + row * size;
+    if (format.storage == Storage::int8) {
+        span.steps[row] = encode_int8(vector, dim_, codes, size, span.gaps + row);
+        if (!format.has_vectors()) decode_int8(codes, span.steps[row], dim_, vector);
+    } else {
+        auto* halves = reinterpret_cast<std::uint16_t*>(codes);
+        encode_bfloat16(vector, dim_, halves, size, span.gaps + row);
+        if (!format.has_vectors()) decode_bfloat16(halves, dim_, vector);
+    }
+    if (!format.has_vectors()) span.gaps[row] = 0.0F;
+}
+
 void FlatIndex::append_live(std::uint64_t rows) {
     const std::uint64_t before = ids_.size() - rows;
     live_.resize((ids_.size() + 63) / 64, 0);
@@ -143,12 +159,20 @@ std::vector<std::int64_t> FlatIndex::add(const float* vectors, std::size_t n,
     // The long part: searches go on beside it, as nothing of it is visible yet.
     RowStore::Staging staging = store_.stage(n);
     std::size_t row = 0;
+    const RowFormat& format = store_.format();
+    std::vector<float> room(dim_);
     for (const RowStore::Span& span : staging.spans) {
         for (std::uint64_t i = 0; i < span.rows; ++i, ++row) {
-            float* copy = span.vectors + i * dim_;
+            float* copy = format.has_vectors() ? span.vectors + i * dim_ : room.data();
             std::memcpy(copy, vectors + row * dim_, dim_ * sizeof(float));
-            const double norm2 = kernels_->dot_norm_f64(copy, copy, dim_).norm2;
+            double norm2 = kernels_->dot_norm_f64(copy, copy, dim_).norm2;
             if (!std::isfinite(norm2)) reject_value(copy, row, dim_);
+            if (format.has_codes()) {
+                encode(copy, span, i);
+                if (!format.has_vectors()) {
+                    norm2 = kernels_->dot_norm_f64(copy, copy, dim_).norm2;
+                }
+            }
             span.norms[i] = stored_norm(norm2);
         }
     }
@@ -223,7 +247,9 @@ std::vector<std::uint64_t> FlatIndex::compact() {
     require_writable("compact");
     const std::vector<std::uint64_t> rows = live_rows();
     if (removed_ == 0) return rows;
-    RowStore fresh(dim_);
+    const RowFormat& format = store_.format();
+    const std::size_t code_bytes = format.code_bytes();
+    RowStore fresh(format);
     RowStore::Staging staging = fresh.stage(rows.size());
     std::vector<std::int64_t> ids;
     ids.reserve(rows.size());
@@ -232,9 +258,18 @@ std::vector<std::uint64_t> FlatIndex::compact() {
         for (std::uint64_t i = 0; i < span.rows; ++i, ++at) {
             const RowBlock& block = store_.block_of(rows[at]);
             const std::uint64_t inside = rows[at] - block.first;
-            const std::size_t bytes = dim_ * sizeof(float);
-            if (block.checks) block.checks->ensure(inside * bytes, (inside + 1) * bytes);
-            std::memcpy(span.vectors + i * dim_, block.vectors + inside * dim_, bytes);
+            if (format.has_vectors()) {
+                block.ensure_vectors(inside, 1, format);
+                std::memcpy(span.vectors + i * dim_, block.vectors + inside * dim_,
+                            format.vector_bytes());
+            }
+            if (format.has_codes()) {
+                block.ensure_codes(inside, 1, format);
+                std::memcpy(span.codes + i * code_bytes, block.codes + inside * code_bytes,
+                            code_bytes);
+                span.gaps[i] = block.gaps[inside];
+            }
+            if (format.has_steps()) span.steps[i] = block.steps[inside];
             span.norms[i] = block.norms[inside];
             ids.push_back(ids_[rows[at]]);
         }
@@ -268,17 +303,15 @@ std::vector<std::int64_t> FlatIndex::rows_of(std::span<const std::int64_t> ids) 
 void FlatIndex::copy_vectors(std::span<const std::int64_t> ids, float* out) const {
     const Reading reading(*this);
     ensure_table();
-    const std::size_t bytes = dim_ * sizeof(float);
     for (std::size_t i = 0; i < ids.size(); ++i) {
         const std::uint64_t row = find_live(ids[i]);
         if (row == IdTable::kMissing) {
             throw std::invalid_argument("ids[" + std::to_string(i) + "] is " +
                                         std::to_string(ids[i]) + ", which is not in the index");
         }
-        const RowBlock& block = store_.block_of(row);
-        const std::uint64_t inside = row - block.first;
-        if (block.checks) block.checks->ensure(inside * bytes, (inside + 1) * bytes);
-        std::memcpy(out + i * dim_, block.vectors + inside * dim_, bytes);
+        float* const copy = out + i * dim_;
+        const float* const stored = store_.vector(row, copy);
+        if (stored != copy) std::memcpy(copy, stored, dim_ * sizeof(float));
     }
 }
 

@@ -1,5 +1,6 @@
 // The scan: rows in chunks that fit the L2 cache, queries in panels, survivors scored again in
-// float64. The bounds are derived in docs/decisions/0002-exact-index-first-cut.md.
+// float64. The bounds are derived in docs/decisions/0002-exact-index-first-cut.md (float32) and
+// 0014-codes-with-bounds.md (int8, bfloat16).
 #include <algorithm>
 #include <atomic>
 #include <bit>
@@ -22,18 +23,9 @@ constexpr std::size_t kChunkBytes = std::size_t{384} << 10;
 constexpr std::size_t kLargestChunk = 240;  // rows; a multiple of the 6 and 8 rows of a tile
 constexpr std::uint64_t kUnitRows = 4096;   // rows that a worker takes at a time
 constexpr std::uint64_t kWorkPerThread = std::uint64_t{1} << 21;  // multiply-adds worth a thread
+// Of the score of codes: every rounding after their exact sum, with room (decision 0014).
+constexpr double kCodeRounding = 32.0 * kUnit;
 constexpr std::size_t kPoolBytes = std::size_t{64} << 20;
-
-// At least `value`, as float32.
-float rounded_up(double value) {
-    const auto near = static_cast<float>(value);
-    return static_cast<double>(near) < value
-               ? std::nextafter(near, std::numeric_limits<float>::infinity())
-               : near;
-}
-
-// At most `value`, as float32.
-float rounded_down(double value) { return -rounded_up(-value); }
 
 struct ErrorModel {
     double relative;  // of |q| |x|: gamma of the float32 sum and of the steps after it
@@ -50,18 +42,36 @@ struct Free {
     void operator()(float* p) const { std::free(p); }
 };
 
-using Floats = std::unique_ptr<float[], Free>;
+struct FreeBytes {
+    void operator()(std::int8_t* p) const { std::free(p); }
+};
 
-Floats aligned_floats(std::size_t count) {
+using Floats = std::unique_ptr<float[], Free>;
+using Codes = std::unique_ptr<std::int8_t[], FreeBytes>;
+
+void* aligned_bytes(std::size_t bytes) {
     void* memory = nullptr;
-    if (::posix_memalign(&memory, 64, std::max<std::size_t>(count, 16) * sizeof(float)) != 0) {
+    if (::posix_memalign(&memory, 64, std::max<std::size_t>(bytes, 64)) != 0) {
         throw std::bad_alloc();
     }
-    return Floats(static_cast<float*>(memory));
+    return memory;
 }
 
-std::size_t chunk_rows(std::size_t dim) {
-    const std::size_t fitting = kChunkBytes / (dim * sizeof(float)) / 24 * 24;
+Floats aligned_floats(std::size_t count) {
+    return Floats(static_cast<float*>(aligned_bytes(count * sizeof(float))));
+}
+
+Codes aligned_codes(std::size_t count) {
+    auto* const codes = static_cast<std::int8_t*>(aligned_bytes(count));
+    std::fill_n(codes, count, std::int8_t{0});
+    return Codes(codes);
+}
+
+std::size_t chunk_rows(const RowFormat& format) {
+    // bfloat16 is decoded chunk by chunk.
+    const std::size_t row_bytes = format.storage == Storage::int8 ? format.code_bytes()
+                                                                  : format.dim * sizeof(float);
+    const std::size_t fitting = kChunkBytes / row_bytes / 24 * 24;
     return std::clamp<std::size_t>(fitting, 24, kLargestChunk);
 }
 
@@ -83,14 +93,24 @@ struct FlatIndex::SearchJob {
     std::size_t k;
     std::vector<double> norm2;
     std::vector<Group> groups;
+    bool by_codes;       // rows are int8: so are queries
+    std::size_t length;  // of a query in `data` or `codes`
+    double longest = 0.0;  // norm of any query
     Floats data;
+    Codes codes;
+    std::vector<std::int32_t> correction;  // per lane
     std::size_t lanes_total = 0;
     Floats scale, a, b;
 
     SearchJob(const FlatIndex& owner, const float* raw, std::size_t count, std::size_t wanted)
-        : index(owner), queries(raw), m(count), k(wanted), norm2(count) {
+        : index(owner),
+          queries(raw),
+          m(count),
+          k(wanted),
+          norm2(count),
+          by_codes(owner.format().storage == Storage::int8),
+          length(by_codes ? owner.format().code_bytes() : owner.dim_) {
         const std::size_t lanes = index.kernels_->lanes;
-        const std::size_t dim = index.dim_;
         std::size_t data_size = 0;
         for (std::size_t first = 0; first < m;) {
             const std::size_t left = m - first;
@@ -102,12 +122,17 @@ struct FlatIndex::SearchJob {
             }
             const std::size_t taken = width == 0 ? left : std::min(left, width);
             groups.push_back({first, taken, width, data_size, lanes_total});
-            data_size += (width == 0 ? taken : width) * dim;
+            data_size += (width == 0 ? taken : width) * length;
             lanes_total += width == 0 ? lanes : width;
             first += taken;
         }
-        data = aligned_floats(data_size);
-        std::fill_n(data.get(), data_size, 0.0F);
+        if (by_codes) {
+            codes = aligned_codes(data_size);
+            correction.assign(lanes_total, 0);
+        } else {
+            data = aligned_floats(data_size);
+            std::fill_n(data.get(), data_size, 0.0F);
+        }
         for (Floats* terms : {&scale, &a, &b}) {
             *terms = aligned_floats(lanes_total);
             std::fill_n(terms->get(), lanes_total, 0.0F);
@@ -128,7 +153,12 @@ struct FlatIndex::SearchJob {
         }
         const double norm = std::sqrt(norm2[q]);
         const bool cosine = index.metric_ == Metric::cosine;
+        longest = std::max(longest, norm);
         const double factor = !cosine ? 1.0 : norm > 0.0 ? 1.0 / norm : 0.0;
+        if (by_codes) {
+            place_codes(group, lane, factor);
+            return;
+        }
         for (std::size_t d = 0; d < dim; ++d) {
             const auto value = static_cast<float>(raw[d] * factor);
             const std::size_t at = group.width == 0 ? lane * dim + d : d * group.width + lane;
@@ -149,6 +179,39 @@ struct FlatIndex::SearchJob {
         }
     }
 
+    // |q.x - q'.x'| <= |q| |x - x'| + |q - q'| |x'|, and what rounding adds to the second part.
+    void place_codes(const Group& group, std::size_t lane, double factor) {
+        const std::size_t dim = index.dim_;
+        const std::size_t q = group.first + lane;
+        const float* raw = queries + q * dim;
+        std::vector<float> values(dim);
+        for (std::size_t d = 0; d < dim; ++d) values[d] = static_cast<float>(raw[d] * factor);
+        std::vector<std::int8_t> own(length);
+        double gap = 0.0;
+        std::int32_t sum = 0;
+        const float step = encode_query(values.data(), dim, index.kernels_->query_limit,
+                                        own.data(), length, &gap, &sum);
+        for (std::size_t d = 0; d < length; ++d) {
+            const std::size_t at = group.width == 0
+                                       ? lane * length + d
+                                       : d / 4 * 4 * group.width + 4 * lane + d % 4;
+            codes[group.data + at] = own[d];
+        }
+        const std::size_t t = group.terms + lane;
+        correction[t] = kZeroCode * sum;
+        scale[t] = step;
+        const double norm = index.metric_ == Metric::cosine ? (norm2[q] > 0.0 ? 1.0 : 0.0)
+                                                            : std::sqrt(norm2[q]);
+        // A query so long that float32 could overflow makes every row a candidate.
+        const bool usable = norm <= 1e18;
+        // Of a cosine also that the query was normalised in float32.
+        const double length_up = norm * (1.0 + kCodeRounding);
+        a[t] = usable ? rounded_up(length_up) : kNaN;
+        b[t] = usable ? rounded_up((gap + kCodeRounding * (length_up + gap)) *
+                                   (1.0 + kCodeRounding))
+                      : kNaN;
+    }
+
     // The float64 score of a row, and the way back to the scan's scores.
     struct Exact {
         const SearchJob& job;
@@ -157,7 +220,8 @@ struct FlatIndex::SearchJob {
         Ranked operator()(std::uint64_t row) const {
             const FlatIndex& index = job.index;
             const float* query = job.queries + q * index.dim_;
-            const float* x = index.store_.vector(row);
+            float room[kMaxDim];  // NOLINT: only touched where codes are decoded
+            const float* x = index.store_.vector(row, room);
             double key = 0.0;
             if (index.metric_ == Metric::l2) {
                 key = -index.kernels_->squared_distance_f64(query, x, index.dim_);
@@ -192,11 +256,19 @@ public:
         : job_(job),
           index_(job.index),
           filter_(filter),
-          capacity_(chunk_rows(index_.dim_)),
+          capacity_(chunk_rows(index_.format())),
           model_(index_.dim_),
           threshold_(aligned_floats(job.lanes_total)) {
         const std::size_t widest = 2 * index_.kernels_->lanes;
         rows_.resize(capacity_);
+        if (index_.format().has_codes()) {
+            codes_.resize(capacity_);
+            gaps_.resize(capacity_);
+        }
+        if (job.by_codes) steps_.resize(capacity_);
+        if (index_.format().storage == Storage::bfloat16) {
+            decoded_ = aligned_floats(capacity_ * index_.dim_);
+        }
         numbers_.resize(capacity_);
         norms_.resize(capacity_);
         for (auto* terms : {&mul_, &bias_, &a_, &b_, &c_}) terms->resize(capacity_);
@@ -237,7 +309,12 @@ public:
 
     void flush() {
         if (filled_ == 0) return;
-        set_row_terms();
+        if (job_.by_codes) {
+            set_code_terms();
+        } else {
+            if (decoded_ != nullptr) decode();
+            set_row_terms();
+        }
         for (const SearchJob::Group& group : job_.groups) score(group);
         scanned_ += filled_ * job_.m;
         filled_ = 0;
@@ -245,44 +322,100 @@ public:
 
 private:
     void take(const RowBlock& block, std::uint64_t begin, std::uint64_t end) {
-        const std::size_t dim = index_.dim_;
+        const RowFormat& format = index_.format();
         std::uint64_t inside = begin - block.first;
         const std::uint64_t count = end - begin;
-        if (block.checks) {
-            const std::size_t row_bytes = dim * sizeof(float);
-            block.checks->ensure(inside * row_bytes, (inside + count) * row_bytes);
+        if (!format.has_codes()) {
+            block.ensure_vectors(inside, count, format);
+            for (std::uint64_t i = 0; i < count; ++i) {
+                rows_[filled_ + i] = block.vectors + (inside + i) * format.dim;
+            }
+        } else {
+            block.ensure_codes(inside, count, format);
+            const std::size_t size = format.code_bytes();
+            for (std::uint64_t i = 0; i < count; ++i) {
+                codes_[filled_ + i] = block.codes + (inside + i) * size;
+            }
+            std::copy_n(block.gaps + inside, count, gaps_.data() + filled_);
+            if (job_.by_codes) std::copy_n(block.steps + inside, count, steps_.data() + filled_);
         }
-        for (std::uint64_t i = 0; i < count; ++i, ++inside) {
-            rows_[filled_] = block.vectors + inside * dim;
-            norms_[filled_] = block.norms[inside];
-            numbers_[filled_] = begin + i;
-            ++filled_;
-        }
+        std::copy_n(block.norms + inside, count, norms_.data() + filled_);
+        for (std::uint64_t i = 0; i < count; ++i) numbers_[filled_ + i] = begin + i;
+        filled_ += count;
         if (filled_ == capacity_) flush();
+    }
+
+    void decode() {
+        const std::size_t dim = index_.dim_;
+        for (std::size_t i = 0; i < filled_; ++i) {
+            float* const row = decoded_.get() + i * dim;
+            index_.kernels_->decode_bfloat16(reinterpret_cast<const std::uint16_t*>(codes_[i]),
+                                             dim, row);
+            rows_[i] = row;
+        }
+    }
+
+    // Of codes; norm and gap as they are stored, every product of them rounded up by kCodeRounding.
+    void set_code_terms() {
+        const auto up = static_cast<float>(1.0 + kCodeRounding);
+        const auto absolute = rounded_up(model_.absolute);
+        // Times b of a query (at least kCodeRounding of its norm): rounding of float64 distances.
+        const float for_distances =
+            rounded_up(static_cast<double>(index_.dim_) * 0x1p-50 * job_.longest / kCodeRounding);
+        for (std::size_t i = 0; i < filled_; ++i) {
+            const float norm = norms_[i];
+            const float gap = gaps_[i];
+            const float step = steps_[i];
+            bias_[i] = 0.0F;
+            c_[i] = absolute;
+            switch (index_.metric_) {
+                case Metric::cosine:  // norm is the inverse norm here
+                    mul_[i] = step * norm;
+                    a_[i] = gap * norm * up;
+                    b_[i] = (1.0F + gap * norm) * up;
+                    break;
+                case Metric::ip:
+                    mul_[i] = step;
+                    a_[i] = gap * up;
+                    b_[i] = (norm + gap) * up;
+                    break;
+                case Metric::l2:
+                    mul_[i] = 2.0F * step;
+                    bias_[i] = -norm * norm;
+                    a_[i] = 2.0F * gap * up;
+                    b_[i] = (2.0F * (norm + gap) + for_distances) * up;
+                    c_[i] = static_cast<float>(8.0 * kUnit) * norm * norm + 4.0F * absolute;
+                    break;
+            }
+        }
     }
 
     void set_row_terms() {
         const auto absolute = rounded_up(model_.absolute);
         const float offset = model_.offset;
+        // What codes have lost, as a part of the query's `a`, which holds model_.relative of it.
+        const auto of_gap = rounded_up((1.0 + kCodeRounding) / model_.relative);
         for (std::size_t i = 0; i < filled_; ++i) {
+            const float lost = decoded_ == nullptr ? 0.0F : gaps_[i] * of_gap;
+            const float gap = decoded_ == nullptr ? 0.0F : gaps_[i];
             const float norm = norms_[i];
             bias_[i] = 0.0F;
             b_[i] = 0.0F;
             switch (index_.metric_) {
                 case Metric::cosine:  // norm is the inverse norm here
                     mul_[i] = norm;
-                    a_[i] = 1.0F + 2.0F * offset * norm;
+                    a_[i] = 1.0F + (2.0F * offset + gap + lost) * norm;
                     c_[i] = 0.0F;
                     break;
                 case Metric::ip:
                     mul_[i] = 1.0F;
-                    a_[i] = norm + offset;
+                    a_[i] = norm + gap + offset + lost;
                     c_[i] = absolute;
                     break;
                 case Metric::l2:
                     mul_[i] = 2.0F;
                     bias_[i] = -norm * norm;
-                    a_[i] = 2.0F * (norm + offset);
+                    a_[i] = 2.0F * (norm + gap + offset + lost);
                     b_[i] = 1.0F;
                     c_[i] = static_cast<float>(8.0 * kUnit) * norm * norm + 4.0F * absolute;
                     break;
@@ -292,18 +425,30 @@ private:
 
     void score(const SearchJob::Group& group) {
         const Kernels& kernels = *index_.kernels_;
-        const float* data = job_.data.get() + group.data;
         const RowTerms row{mul_.data(), bias_.data(), a_.data(), b_.data(), c_.data()};
         const QueryTerms query{job_.scale.get() + group.terms, job_.a.get() + group.terms,
                                job_.b.get() + group.terms, threshold_.get() + group.terms};
+        const std::int32_t* correction =
+            job_.by_codes ? job_.correction.data() + group.terms : nullptr;
         if (group.width != 0) {
-            kernels.dot_panel(rows_.data(), filled_, data, group.width, index_.dim_, dots_.get());
+            if (job_.by_codes) {
+                kernels.code_panel(codes_.data(), filled_, job_.codes.get() + group.data,
+                                   correction, group.width, job_.length, dots_.get());
+            } else {
+                kernels.dot_panel(rows_.data(), filled_, job_.data.get() + group.data, group.width,
+                                  index_.dim_, dots_.get());
+            }
             collect(group, kernels.sift_panel(dots_.get(), filled_, group.width, group.count, row,
                                               query, hits_.data()));
             return;
         }
-        kernels.dot_rows(rows_.data(), filled_, data, group.count, index_.dim_, dots_.get(),
-                         capacity_);
+        if (job_.by_codes) {
+            kernels.code_rows(codes_.data(), filled_, job_.codes.get() + group.data, correction,
+                              group.count, job_.length, dots_.get(), capacity_);
+        } else {
+            kernels.dot_rows(rows_.data(), filled_, job_.data.get() + group.data, group.count,
+                             index_.dim_, dots_.get(), capacity_);
+        }
         for (std::size_t lane = 0; lane < group.count; ++lane) {
             collect(group,
                     kernels.sift_rows(dots_.get() + lane * capacity_, filled_,
@@ -328,9 +473,11 @@ private:
     ErrorModel model_;
     Floats threshold_;
     Floats dots_;
+    Floats decoded_;
     std::vector<const float*> rows_;
+    std::vector<const std::uint8_t*> codes_;
     std::vector<std::uint64_t> numbers_;
-    std::vector<float> norms_, mul_, bias_, a_, b_, c_;
+    std::vector<float> norms_, gaps_, steps_, mul_, bias_, a_, b_, c_;
     std::vector<Hit> hits_;
     std::vector<CandidatePool> pools_;
     std::size_t filled_ = 0;

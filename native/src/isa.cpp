@@ -6,6 +6,10 @@
 
 #include "sage/kernels.hpp"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace sage {
 
 const char* tier_name(Tier tier) {
@@ -34,6 +38,37 @@ std::vector<Tier> available_tiers() {
     }
 #endif
     return tiers;
+}
+
+namespace {
+
+bool without_vnni() {
+    const char* said = std::getenv("SAGE_NATIVE_NO_VNNI");
+    return said != nullptr && std::string(said) == "1";
+}
+
+}  // namespace
+
+bool has_avx_vnni() {
+#if defined(__x86_64__)
+    unsigned a = 0;
+    unsigned b = 0;
+    unsigned c = 0;
+    unsigned d = 0;
+    // Compilers know this feature's name only lately; it needs no more of the system than AVX2.
+    return !without_vnni() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 &&
+           (a & (1U << 4)) != 0 && __builtin_cpu_supports("avx2");
+#else
+    return false;
+#endif
+}
+
+bool has_avx512_vnni() {
+#if defined(__x86_64__)
+    return !without_vnni() && __builtin_cpu_supports("avx512vnni");
+#else
+    return false;
+#endif
 }
 
 Tier chosen_tier() {

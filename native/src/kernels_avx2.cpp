@@ -4,8 +4,10 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "sage/kernels.hpp"
+#include "sage/storage.hpp"
 
 #define SAGE_TARGET __attribute__((target("avx2,fma")))
 
@@ -286,12 +288,79 @@ SAGE_TARGET double squared_distance_f64(const float* query, const float* row, st
     return fold_lanes(sums);
 }
 
+// -- codes --------------------------------------------------------------------------------
+
+SAGE_TARGET inline __attribute__((always_inline)) __m256i load_codes(const void* at) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(at));
+}
+
+SAGE_TARGET inline __attribute__((always_inline)) std::int32_t sum_of(__m256i x) {
+    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4E));
+    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0xB1));
+    return _mm_cvtsi128_si32(half);
+}
+
+SAGE_TARGET inline __attribute__((always_inline)) void store_floats(float* out, __m256i x) {
+    _mm256_storeu_ps(out, _mm256_cvtepi32_ps(x));
+}
+
+// Pairs are added in 16 bits, which saturate: 2 x 255 x 63 stays below.
+SAGE_TARGET inline __attribute__((always_inline)) __m256i dot4(__m256i sum, __m256i codes,
+                                                               __m256i query) {
+    const __m256i pairs = _mm256_maddubs_epi16(codes, query);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+SAGE_TARGET void decode_halves(const std::uint16_t* codes, std::size_t dim, float* out) {
+    std::size_t d = 0;
+    for (; d + 8 <= dim; d += 8) {
+        const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + d));
+        const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + d), bits);
+    }
+    decode_bfloat16(codes + d, dim - d, out + d);
+}
+
+#define SAGE_BYTES 32
+#define SAGE_REGISTER __m256i
+#define SAGE_LOAD load_codes
+#define SAGE_LOAD_HALF load_codes
+#define SAGE_SPREAD _mm256_set1_epi32
+#define SAGE_ZERO _mm256_setzero_si256
+#define SAGE_SUB _mm256_sub_epi32
+#define SAGE_TO_FLOAT_STORE store_floats
+#define SAGE_SUM sum_of
+#define SAGE_DOT4 dot4
+#include "code_kernels_x86.inc"
+#undef SAGE_DOT4
+
+#pragma push_macro("SAGE_TARGET")
+#undef SAGE_TARGET
+#define SAGE_TARGET __attribute__((target("avx2,fma,avxvnni")))
+namespace vnni {
+SAGE_TARGET inline __attribute__((always_inline)) __m256i dot4(__m256i sum, __m256i codes,
+                                                               __m256i query) {
+    return _mm256_dpbusd_avx_epi32(sum, codes, query);
+}
+#define SAGE_DOT4 vnni::dot4
+#include "code_kernels_x86.inc"
+}  // namespace vnni
+#undef SAGE_TARGET
+#pragma pop_macro("SAGE_TARGET")
+
 }  // namespace
 
 const Kernels& avx2_kernels() {
-    static constexpr Kernels table{Tier::avx2,   kLanes,       dot_panel,   dot_rows, sift_panel,
-                                   sift_rows,    dot_norm_f64, squared_distance_f64};
-    return table;
+    static constexpr Kernels plain{
+        Tier::avx2, kLanes,     dot_panel, dot_rows,      sift_panel,   sift_rows,
+        63,         code_panel, code_rows, decode_halves, dot_norm_f64, squared_distance_f64};
+    static constexpr Kernels with_vnni{
+        Tier::avx2, kLanes,           dot_panel,       dot_rows,      sift_panel,   sift_rows,
+        127,        vnni::code_panel, vnni::code_rows, decode_halves, dot_norm_f64,
+        squared_distance_f64};
+    static const bool has_vnni = has_avx_vnni();
+    return has_vnni ? with_vnni : plain;
 }
 
 }  // namespace sage

@@ -4,8 +4,10 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "sage/kernels.hpp"
+#include "sage/storage.hpp"
 
 #define SAGE_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")))
 
@@ -293,12 +295,75 @@ SAGE_TARGET double squared_distance_f64(const float* query, const float* row, st
     return fold_lanes(sums);
 }
 
+// -- codes --------------------------------------------------------------------------------
+
+SAGE_TARGET inline __attribute__((always_inline)) __m512i load_codes(const void* at) {
+    return _mm512_loadu_si512(at);
+}
+
+SAGE_TARGET inline __attribute__((always_inline)) __m512i load_half(const void* at) {
+    return _mm512_zextsi256_si512(_mm256_loadu_si256(static_cast<const __m256i*>(at)));
+}
+
+SAGE_TARGET inline __attribute__((always_inline)) void store_floats(float* out, __m512i x) {
+    _mm512_storeu_ps(out, _mm512_cvtepi32_ps(x));
+}
+
+// Pairs are added in 16 bits, which saturate: 2 x 255 x 63 stays below.
+SAGE_TARGET inline __attribute__((always_inline)) __m512i dot4(__m512i sum, __m512i codes,
+                                                               __m512i query) {
+    const __m512i pairs = _mm512_maddubs_epi16(codes, query);
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+
+SAGE_TARGET void decode_halves(const std::uint16_t* codes, std::size_t dim, float* out) {
+    std::size_t d = 0;
+    for (; d + 16 <= dim; d += 16) {
+        const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + d));
+        _mm512_storeu_si512(out + d, _mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+    }
+    decode_bfloat16(codes + d, dim - d, out + d);
+}
+
+#define SAGE_BYTES 64
+#define SAGE_REGISTER __m512i
+#define SAGE_LOAD load_codes
+#define SAGE_LOAD_HALF load_half
+#define SAGE_SPREAD _mm512_set1_epi32
+#define SAGE_ZERO _mm512_setzero_si512
+#define SAGE_SUB _mm512_sub_epi32
+#define SAGE_TO_FLOAT_STORE store_floats
+#define SAGE_SUM _mm512_reduce_add_epi32
+#define SAGE_DOT4 dot4
+#include "code_kernels_x86.inc"
+#undef SAGE_DOT4
+
+#pragma push_macro("SAGE_TARGET")
+#undef SAGE_TARGET
+#define SAGE_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,avx512vnni")))
+namespace vnni {
+SAGE_TARGET inline __attribute__((always_inline)) __m512i dot4(__m512i sum, __m512i codes,
+                                                               __m512i query) {
+    return _mm512_dpbusd_epi32(sum, codes, query);
+}
+#define SAGE_DOT4 vnni::dot4
+#include "code_kernels_x86.inc"
+}  // namespace vnni
+#undef SAGE_TARGET
+#pragma pop_macro("SAGE_TARGET")
+
 }  // namespace
 
 const Kernels& avx512_kernels() {
-    static constexpr Kernels table{Tier::avx512, kLanes,       dot_panel,   dot_rows, sift_panel,
-                                   sift_rows,    dot_norm_f64, squared_distance_f64};
-    return table;
+    static constexpr Kernels plain{
+        Tier::avx512, kLanes,     dot_panel, dot_rows,      sift_panel,   sift_rows,
+        63,           code_panel, code_rows, decode_halves, dot_norm_f64, squared_distance_f64};
+    static constexpr Kernels with_vnni{
+        Tier::avx512, kLanes,           dot_panel,       dot_rows,      sift_panel,   sift_rows,
+        127,          vnni::code_panel, vnni::code_rows, decode_halves, dot_norm_f64,
+        squared_distance_f64};
+    static const bool has_vnni = has_avx512_vnni();
+    return has_vnni ? with_vnni : plain;
 }
 
 }  // namespace sage

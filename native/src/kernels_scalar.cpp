@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "sage/kernels.hpp"
+#include "sage/storage.hpp"
 
 namespace sage {
 namespace {
@@ -87,6 +88,44 @@ std::size_t sift_rows(const float* dots, std::size_t n, std::uint32_t lane, cons
     return count;
 }
 
+template <std::size_t Width>
+void code_panel_of(const std::uint8_t* const* rows, std::size_t n, const std::int8_t* panel,
+                   const std::int32_t* correction, std::size_t size, float* out) {
+    for (std::size_t r = 0; r < n; ++r) {
+        std::int32_t sum[Width] = {};
+        const std::uint8_t* row = rows[r];
+        for (std::size_t d = 0; d < size; ++d) {
+            const std::int8_t* at = panel + d / 4 * (4 * Width) + d % 4;
+            for (std::size_t lane = 0; lane < Width; ++lane) sum[lane] += row[d] * at[4 * lane];
+        }
+        for (std::size_t lane = 0; lane < Width; ++lane) {
+            out[r * Width + lane] = static_cast<float>(sum[lane] - correction[lane]);
+        }
+    }
+}
+
+void code_panel(const std::uint8_t* const* rows, std::size_t n, const std::int8_t* panel,
+                const std::int32_t* correction, std::size_t width, std::size_t size, float* out) {
+    if (width == kLanes) {
+        code_panel_of<kLanes>(rows, n, panel, correction, size, out);
+    } else {
+        code_panel_of<2 * kLanes>(rows, n, panel, correction, size, out);
+    }
+}
+
+void code_rows(const std::uint8_t* const* rows, std::size_t n, const std::int8_t* queries,
+               const std::int32_t* correction, std::size_t n_queries, std::size_t size, float* out,
+               std::size_t out_stride) {
+    for (std::size_t r = 0; r < n; ++r) {
+        for (std::size_t q = 0; q < n_queries; ++q) {
+            const std::int8_t* query = queries + q * size;
+            std::int32_t sum = 0;
+            for (std::size_t d = 0; d < size; ++d) sum += rows[r][d] * query[d];
+            out[q * out_stride + r] = static_cast<float>(sum - correction[q]);
+        }
+    }
+}
+
 DotNorm dot_norm_f64(const float* query, const float* row, std::size_t dim) {
     double dots[kSumLanes] = {};
     double norms[kSumLanes] = {};
@@ -117,8 +156,9 @@ double squared_distance_f64(const float* query, const float* row, std::size_t di
 }  // namespace
 
 const Kernels& scalar_kernels() {
-    static constexpr Kernels table{Tier::scalar, kLanes,       dot_panel,   dot_rows, sift_panel,
-                                   sift_rows,    dot_norm_f64, squared_distance_f64};
+    static constexpr Kernels table{
+        Tier::scalar, kLanes,     dot_panel, dot_rows,        sift_panel,   sift_rows,
+        127,          code_panel, code_rows, decode_bfloat16, dot_norm_f64, squared_distance_f64};
     return table;
 }
 

@@ -1,5 +1,7 @@
 #include "sage/kernels.hpp"
+#include "sage/storage.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
@@ -147,6 +149,101 @@ TEST(sift_reports_what_reaches_the_threshold) {
                     CHECK(alone[r] == expected);
                     CHECK(found[r * width + q] == (q < valid ? expected : 0));
                 }
+            }
+        }
+    }
+}
+
+TEST(sums_of_codes_are_exact_on_every_tier) {
+    std::mt19937 random(11);
+    for (const sage::Tier tier : sage::available_tiers()) {
+        const sage::Kernels& kernels = sage::kernels_of(tier);
+        std::uniform_int_distribution<int> code(1, 255);
+        std::uniform_int_distribution<int> signed_code(-kernels.query_limit, kernels.query_limit);
+        for (const std::size_t size : {32U, 64U, 96U, 384U, 1056U, 8192U}) {
+            for (const bool extreme : {false, true}) {
+                const std::size_t n = 15;
+                const std::size_t m = 2 * kernels.lanes;
+                std::vector<std::uint8_t> rows(n * size);
+                std::vector<std::int8_t> queries(m * size);
+                // Extreme: every pair of products is as great as it can be, of either sign.
+                for (auto& x : rows) x = extreme ? 255 : static_cast<std::uint8_t>(code(random));
+                for (std::size_t i = 0; i < queries.size(); ++i) {
+                    const int most = i / size % 2 == 0 ? kernels.query_limit : -kernels.query_limit;
+                    queries[i] = static_cast<std::int8_t>(extreme ? most : signed_code(random));
+                }
+                std::vector<const std::uint8_t*> at;
+                for (std::size_t r = 0; r < n; ++r) at.push_back(rows.data() + r * size);
+                std::vector<std::int32_t> correction(m);
+                for (auto& x : correction) x = code(random) * 128;
+                const auto expected = [&](std::size_t r, std::size_t q) {
+                    std::int64_t sum = 0;
+                    for (std::size_t d = 0; d < size; ++d) {
+                        sum += std::int64_t{rows[r * size + d]} * queries[q * size + d];
+                    }
+                    return static_cast<float>(sum - correction[q]);
+                };
+                for (const std::size_t width : {kernels.lanes, 2 * kernels.lanes}) {
+                    std::vector<std::int8_t> panel(width * size);
+                    for (std::size_t q = 0; q < width; ++q) {
+                        for (std::size_t d = 0; d < size; ++d) {
+                            panel[d / 4 * 4 * width + 4 * q + d % 4] = queries[q * size + d];
+                        }
+                    }
+                    std::vector<float> out(n * width, NAN);
+                    kernels.code_panel(at.data(), n, panel.data(), correction.data(), width, size,
+                                       out.data());
+                    for (std::size_t r = 0; r < n; ++r) {
+                        for (std::size_t q = 0; q < width; ++q) {
+                            CHECK(out[r * width + q] == expected(r, q));
+                        }
+                    }
+                }
+                for (const std::size_t few : {1U, 2U, 3U, 4U, 7U}) {
+                    std::vector<float> out(few * n, NAN);
+                    kernels.code_rows(at.data(), n, queries.data(), correction.data(), few, size,
+                                      out.data(), n);
+                    for (std::size_t r = 0; r < n; ++r) {
+                        for (std::size_t q = 0; q < few; ++q) {
+                            CHECK(out[q * n + r] == expected(r, q));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+TEST(codes_stay_within_the_gap_that_they_name) {
+    std::mt19937 random(12);
+    std::normal_distribution<float> normal;
+    for (const float scale : {1e-44F, 1e-37F, 1e-20F, 1.0F, 1e15F, 1e38F}) {
+        for (const std::size_t dim : {1U, 5U, 32U, 100U}) {
+            std::vector<float> x(dim);
+            for (auto& value : x) value = std::clamp(normal(random), -2.0F, 2.0F) * scale;
+            const sage::RowFormat format{dim, sage::Storage::int8, false};
+            std::vector<std::uint8_t> codes(format.code_bytes());
+            std::vector<std::uint16_t> halves(2 * format.code_bytes());
+            std::vector<float> back(dim);
+            const auto distance = [&] {
+                double sum = 0.0;
+                for (std::size_t d = 0; d < dim; ++d) {
+                    const double missed = static_cast<double>(x[d]) - static_cast<double>(back[d]);
+                    sum += missed * missed;
+                }
+                return std::sqrt(sum);
+            };
+            float gap = NAN;
+            const float step =
+                sage::encode_int8(x.data(), dim, codes.data(), codes.size(), &gap);
+            sage::decode_int8(codes.data(), step, dim, back.data());
+            CHECK(distance() <= gap);
+            for (std::size_t d = dim; d < codes.size(); ++d) CHECK(codes[d] == sage::kZeroCode);
+            sage::encode_bfloat16(x.data(), dim, halves.data(), 2 * halves.size(), &gap);
+            for (const sage::Tier tier : sage::available_tiers()) {
+                std::fill(back.begin(), back.end(), NAN);
+                sage::kernels_of(tier).decode_bfloat16(halves.data(), dim, back.data());
+                CHECK(distance() <= gap);
             }
         }
     }

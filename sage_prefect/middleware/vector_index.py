@@ -34,9 +34,14 @@ _MAX_PAYLOAD_CHUNKS = 64
 class VectorIndex:
     """Exact top-k search by cosine similarity, inner product or squared distance.
 
-    Results are those of a float64 computation on the stored float32 vectors, ties going to the
-    smaller id: the same on every CPU and for every number of threads. A zero vector has cosine 0
-    to everything.
+    Results are those of a float64 computation on the stored vectors, ties going to the smaller id:
+    the same on every CPU and for every number of threads. A zero vector has cosine 0 to everything.
+
+    With ``storage="int8"`` or ``"bfloat16"`` a search reads codes of a quarter or half the size,
+    with a bound on what they have lost; every vector that the bound does not rule out is scored
+    again from its float32 values. The results are therefore the same, to the bit, as with
+    ``"float32"``, only sooner (docs/decisions/0014). Without ``keep_vectors`` there are no float32
+    values: what is stored, searched exactly and returned is what the codes stand for.
 
     Safe from many threads: searches run beside each other and beside changes, which show in full
     or not at all.
@@ -46,8 +51,10 @@ class VectorIndex:
         metric: ``"cosine"`` and ``"ip"`` give similarities (higher first), ``"l2"`` squared
             distances (lower first).
         kind: ``"flat"`` looks at every vector. ``"graph"`` is not in this version.
-        storage: ``"float32"``. ``"int8"`` and ``"bfloat16"`` are not in this version.
-        keep_vectors: for quantised storage; with ``"float32"`` the vectors are always kept.
+        storage: what a search reads first: ``"float32"``, ``"bfloat16"`` (2 bytes a number) or
+            ``"int8"`` (1 byte a number, one scale a vector).
+        keep_vectors: keep the float32 vectors beside codes, for exact results; with ``"float32"``
+            they are always kept.
         degree: of a graph, at least 2; a flat index does not use it.
         build_effort: of a graph, at least 1; a flat index does not use it.
 
@@ -79,19 +86,17 @@ class VectorIndex:
         _require_name("storage", storage, ("int8", "bfloat16", "float32"))
         if kind != "flat":
             raise ValueError(f"kind={kind!r} arrives in a later version; this one has kind='flat'")
-        if storage != "float32":
+        if not isinstance(keep_vectors, bool):
+            raise TypeError(f"keep_vectors is {keep_vectors!r}; it must be True or False")
+        if not keep_vectors and storage == "float32":
             raise ValueError(
-                f"storage={storage!r} arrives in a later version; this one has storage='float32'"
-            )
-        if not keep_vectors:
-            raise ValueError(
-                "keep_vectors=False needs storage='int8' or 'bfloat16', which arrive in a later "
-                "version; with storage='float32' the vectors are what is stored"
+                "keep_vectors=False needs storage='int8' or 'bfloat16'; with storage='float32' "
+                "the vectors are what is stored"
             )
         _integer("degree", degree, least=2)
         _integer("build_effort", build_effort, least=1)
         dim = _integer("dim", dim, least=1, greatest=8192)
-        self._attach(_native.FlatIndex(dim, metric))
+        self._attach(_native.FlatIndex(dim, metric, storage, keep_vectors))
 
     def _attach(self, native: _native.FlatIndex) -> None:
         self._native = native
@@ -114,7 +119,12 @@ class VectorIndex:
 
     @property
     def storage(self) -> str:
-        return "float32"
+        return self._native.storage
+
+    @property
+    def keep_vectors(self) -> bool:
+        """Whether the float32 vectors are there."""
+        return self._native.keeps_vectors
 
     @property
     def read_only(self) -> bool:
@@ -140,15 +150,18 @@ class VectorIndex:
         return bool(self._native.rows_of(np.array([id], np.int64))[0] >= 0)
 
     def __repr__(self) -> str:
-        return f"VectorIndex(dim={self.dim}, metric={self.metric!r}, kind='flat', rows={len(self)})"
+        return (
+            f"VectorIndex(dim={self.dim}, metric={self.metric!r}, kind='flat', "
+            f"storage={self.storage!r}, rows={len(self)})"
+        )
 
     def stats(self) -> dict[str, Any]:
         """Counts for people and metrics.
 
         ``rows``, ``removed`` (waiting for :meth:`compact`), ``blocks``, ``memory_bytes``,
         ``mapped_bytes``; since the index was made or opened: ``queries``, ``rows_scanned``
-        (float32 scores), ``rows_rescored`` (float64 scores); and dim, metric, kind, storage,
-        the instruction set ``isa`` and the ``payload_columns``.
+        (scores within bounds), ``rows_rescored`` (float64 scores); and dim, metric, kind, storage,
+        keep_vectors, the instruction set ``isa`` and the ``payload_columns``.
         """
         payload = self._payload
         return {
@@ -158,6 +171,7 @@ class VectorIndex:
             "metric": self.metric,
             "kind": self.kind,
             "storage": self.storage,
+            "keep_vectors": self.keep_vectors,
             "isa": self._native.isa,
             "payload_columns": payload.column_names if payload is not None else [],
         }

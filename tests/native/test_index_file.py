@@ -22,9 +22,14 @@ from sage_prefect.middleware import VectorIndex
 HEADER, ENTRY, PIECE = 4096, 64, 1 << 20
 
 
-def make_index(rows: int = 50, dim: int = 8, payload: bool = True) -> VectorIndex:
+STORAGES = (("float32", True), ("int8", True), ("bfloat16", True), ("int8", False))
+
+
+def make_index(
+    rows: int = 50, dim: int = 8, payload: bool = True, stored: tuple[str, bool] = STORAGES[0]
+) -> VectorIndex:
     vectors = np.random.default_rng(0).standard_normal((rows, dim)).astype(np.float32)
-    index = VectorIndex(dim, metric="l2")
+    index = VectorIndex(dim, metric="l2", storage=stored[0], keep_vectors=stored[1])  # type: ignore[arg-type]
     index.add(
         vectors,
         ids=np.arange(rows, dtype=np.int64) * 3,
@@ -50,15 +55,17 @@ def sections(path: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
+@pytest.mark.parametrize("stored", STORAGES)
 @pytest.mark.parametrize("mmap", [True, False])
-def test_round_trip(tmp_path: Path, mmap: bool) -> None:
-    index = make_index()
+def test_round_trip(tmp_path: Path, mmap: bool, stored: tuple[str, bool]) -> None:
+    index = make_index(stored=stored)
     index.remove([0, 3 * 49])
     path = tmp_path / "sub" / "index.sagevec"
     index.save(path)
     opened = VectorIndex.open(path, mmap=mmap)
     assert len(opened) == 48
     assert (opened.dim, opened.metric) == (8, "l2")
+    assert (opened.storage, opened.keep_vectors) == stored
     np.testing.assert_array_equal(opened.ids, index.ids)
     np.testing.assert_array_equal(opened.vectors(opened.ids), index.vectors(index.ids))
     queries = np.random.default_rng(1).standard_normal((20, 8)).astype(np.float32)
@@ -122,11 +129,19 @@ def use_all(path: Path, mmap: bool) -> None:
 
 @pytest.mark.parametrize("mmap", [True, False])
 @pytest.mark.parametrize(
-    "section", ["shape", "ids", "norms", "vectors", "vector_pieces", "payload"]
+    ("section", "stored"),
+    [
+        *((name, STORAGES[0]) for name in ("shape", "ids", "norms", "vectors", "payload")),
+        *((name, STORAGES[1]) for name in ("steps", "gaps", "codes", "code_pieces", "vectors")),
+        *((name, STORAGES[3]) for name in ("norms", "codes")),
+        ("vector_pieces", STORAGES[2]),
+    ],
 )
-def test_damage_in_a_section_is_named(tmp_path: Path, section: str, mmap: bool) -> None:
+def test_damage_in_a_section_is_named(
+    tmp_path: Path, section: str, stored: tuple[str, bool], mmap: bool
+) -> None:
     path = tmp_path / "index"
-    make_index().save(path)
+    make_index(stored=stored).save(path)
     good = path.read_bytes()
     offset, size = sections(path)[section]
     for at in {offset, offset + size // 2, offset + size - 1}:
@@ -161,10 +176,12 @@ def test_damage_far_in_a_mapped_file_is_found_when_reached(tmp_path: Path) -> No
         VectorIndex.open(path, mmap=False)
 
 
-@pytest.fixture(scope="module")
-def good_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+@pytest.fixture(scope="module", params=[STORAGES[0], STORAGES[1], STORAGES[3]], ids=str)
+def good_file(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, bytes]:
     path = tmp_path_factory.mktemp("index") / "index"
-    make_index(20, 5).save(path)
+    make_index(20, 5, stored=request.param).save(path)
     return path, path.read_bytes()
 
 
@@ -227,17 +244,19 @@ def test_a_lying_header_is_an_error_or_harmless(
         (0, 9000, "dim 9000"),
         (4, 7, "metric"),
         (8, 1, "kind 1"),
-        (12, 1, "storage 1"),
+        (12, 3, "storage 3"),
+        (12, 1, "codes that are not there"),
+        (32, 2, "vectors"),
+        (32, 1, "neither vectors nor codes"),
         (16, 21, "rows"),
         (16, 2**62, "rows"),
         (24, 5, "next_id"),
     ],
 )
-def test_a_lying_shape_is_an_error(
-    good_file: tuple[Path, bytes], offset: int, value: int, message: str
-) -> None:
-    path, good = good_file
-    damaged = path.with_name("shape")
+def test_a_lying_shape_is_an_error(tmp_path: Path, offset: int, value: int, message: str) -> None:
+    path, damaged = tmp_path / "good", tmp_path / "shape"
+    make_index(20, 5).save(path)
+    good = path.read_bytes()
     at, size = sections(path)["shape"]
     bad = bytearray(good)
     width = 8 if offset >= 16 else 4

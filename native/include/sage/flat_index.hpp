@@ -1,7 +1,8 @@
-// Exact nearest-neighbour index over float32 vectors.
+// Exact nearest-neighbour index.
 //
 // Results are those of a float64 computation on the stored vectors, ties by the smaller id: the
-// same on every instruction set tier and for every number of threads.
+// same on every instruction set tier and for every number of threads. Stored are the vectors as
+// they came or, without keep_vectors, what their codes stand for. A scan reads the codes.
 //
 // Safe from many threads. Searches run beside each other and beside the long part of add(),
 // compact() and save(); changes become visible at once when the call returns.
@@ -43,7 +44,7 @@ struct FlatStats {
     std::uint64_t memory_bytes;
     std::uint64_t mapped_bytes;
     std::uint64_t queries;        // searched so far
-    std::uint64_t rows_scanned;   // row x query pairs scored in float32
+    std::uint64_t rows_scanned;   // row x query pairs scored within bounds
     std::uint64_t rows_rescored;  // pairs scored again in float64
 };
 
@@ -52,7 +53,9 @@ public:
     using Extra = std::pair<std::string, std::span<const std::byte>>;
 
     // Throws std::invalid_argument for a dim outside 1 .. kMaxDim.
-    FlatIndex(std::size_t dim, Metric metric, Tier tier);
+    FlatIndex(const RowFormat& format, Metric metric, Tier tier);
+    FlatIndex(std::size_t dim, Metric metric, Tier tier)
+        : FlatIndex(RowFormat{dim}, metric, tier) {}
 
     // Throws FileError, CorruptFile.
     static std::unique_ptr<FlatIndex> open(const std::string& path, bool map, bool read_only,
@@ -89,6 +92,7 @@ public:
     std::span<const std::byte> extra_section(std::string_view name) const;
 
     std::size_t dim() const noexcept { return dim_; }
+    const RowFormat& format() const noexcept { return store_.format(); }
     Metric metric() const noexcept { return metric_; }
     Tier tier() const noexcept { return kernels_->tier; }
     bool read_only() const noexcept { return read_only_; }
@@ -121,6 +125,7 @@ private:
         return (live_[row / 64] >> (row % 64)) & 1U;
     }
     void append_live(std::uint64_t rows);
+    void encode(float* vector, const RowStore::Span& span, std::uint64_t row) const;
     std::uint64_t find_live(std::int64_t id) const;
     float stored_norm(double norm2) const noexcept;
     std::optional<std::vector<std::uint64_t>> row_filter(const Allow& allow) const;

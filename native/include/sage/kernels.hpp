@@ -63,6 +63,18 @@ struct Kernels {
     std::size_t (*sift_rows)(const float* dots, std::size_t n, std::uint32_t lane,
                              const RowTerms& row, const QueryTerms& query, Hit* hits);
 
+    // The same over codes (storage.hpp): rows hold `size` unsigned bytes, queries signed ones up
+    // to `query_limit`, in groups of four: panel[(d / 4) * 4 * width + 4 * lane + d % 4]. From
+    // each sum `correction`, 128 times the sum of the query's codes, is taken. Sums are exact.
+    int query_limit;
+    void (*code_panel)(const std::uint8_t* const* rows, std::size_t n, const std::int8_t* panel,
+                       const std::int32_t* correction, std::size_t width, std::size_t size,
+                       float* out);
+    void (*code_rows)(const std::uint8_t* const* rows, std::size_t n, const std::int8_t* queries,
+                      const std::int32_t* correction, std::size_t n_queries, std::size_t size,
+                      float* out, std::size_t out_stride);
+    void (*decode_bfloat16)(const std::uint16_t* codes, std::size_t dim, float* out);
+
     DotNorm (*dot_norm_f64)(const float* query, const float* row, std::size_t dim);
     double (*squared_distance_f64)(const float* query, const float* row, std::size_t dim);
 };
