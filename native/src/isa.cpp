@@ -8,6 +8,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace sage {
@@ -42,10 +46,12 @@ std::vector<Tier> available_tiers() {
 
 namespace {
 
-bool without_vnni() {
-    const char* said = std::getenv("SAGE_NATIVE_NO_VNNI");
+bool is_set(const char* variable) {
+    const char* said = std::getenv(variable);
     return said != nullptr && std::string(said) == "1";
 }
+
+bool without_vnni() { return is_set("SAGE_NATIVE_NO_VNNI"); }
 
 }  // namespace
 
@@ -66,6 +72,28 @@ bool has_avx_vnni() {
 bool has_avx512_vnni() {
 #if defined(__x86_64__)
     return !without_vnni() && __builtin_cpu_supports("avx512vnni");
+#else
+    return false;
+#endif
+}
+
+bool has_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+    unsigned a = 0;
+    unsigned b = 0;
+    unsigned c = 0;
+    unsigned d = 0;
+    constexpr unsigned kTiles = 1U << 24;
+    constexpr unsigned kTilesOfBytes = 1U << 25;
+    if (is_set("SAGE_NATIVE_NO_AMX") || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 ||
+        (d & kTiles) == 0 || (d & kTilesOfBytes) == 0) {
+        return false;
+    }
+    // Tiles are so large that Linux keeps them for threads of processes that asked; containers
+    // and old kernels may refuse.
+    constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+    constexpr long kTileData = 18;
+    return ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
     return false;
 #endif

@@ -354,6 +354,12 @@ SAGE_TARGET inline __attribute__((always_inline)) __m512i dot4(__m512i sum, __m5
 
 }  // namespace
 
+void avx512_vnni_code_panel(const std::uint8_t* const* rows, std::size_t n,
+                            const std::int8_t* panel, const std::int32_t* correction,
+                            std::size_t width, std::size_t size, float* out) {
+    vnni::code_panel(rows, n, panel, correction, width, size, out);
+}
+
 const Kernels& avx512_kernels() {
     static constexpr Kernels plain{
         Tier::avx512, kLanes,     dot_panel, dot_rows,      sift_panel,   sift_rows,
@@ -362,8 +368,14 @@ const Kernels& avx512_kernels() {
         Tier::avx512, kLanes,           dot_panel,       dot_rows,      sift_panel,   sift_rows,
         127,          vnni::code_panel, vnni::code_rows, decode_halves, dot_norm_f64,
         squared_distance_f64};
+    static const Kernels with_amx = [] {
+        Kernels kernels = with_vnni;
+        kernels.code_panel = amx_code_panel();
+        return kernels;
+    }();
     static const bool has_vnni = has_avx512_vnni();
-    return has_vnni ? with_vnni : plain;
+    static const bool has_amx = has_vnni && sage::has_amx();
+    return has_amx ? with_amx : has_vnni ? with_vnni : plain;
 }
 
 }  // namespace sage

@@ -17,6 +17,9 @@ std::vector<Tier> available_tiers();
 // variable SAGE_NATIVE_NO_VNNI=1 says no, to test the way without them.
 bool has_avx_vnni();
 bool has_avx512_vnni();
+// Whether there are tiles of bytes and the system lets this process use them; asks it. The
+// environment variable SAGE_NATIVE_NO_AMX=1 says no.
+bool has_amx();
 
 // The best available tier, or the one that the environment variable SAGE_NATIVE_ISA forces.
 // Throws std::invalid_argument when the variable names an unknown or unavailable tier.

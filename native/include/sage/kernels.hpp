@@ -44,6 +44,10 @@ struct DotNorm {
     double norm2;
 };
 
+using CodePanel = void (*)(const std::uint8_t* const* rows, std::size_t n,
+                           const std::int8_t* panel, const std::int32_t* correction,
+                           std::size_t width, std::size_t size, float* out);
+
 struct Kernels {
     Tier tier;
     // A panel holds `lanes` or `2 * lanes` queries, transposed: panel[d * width + lane].
@@ -67,9 +71,7 @@ struct Kernels {
     // to `query_limit`, in groups of four: panel[(d / 4) * 4 * width + 4 * lane + d % 4]. From
     // each sum `correction`, 128 times the sum of the query's codes, is taken. Sums are exact.
     int query_limit;
-    void (*code_panel)(const std::uint8_t* const* rows, std::size_t n, const std::int8_t* panel,
-                       const std::int32_t* correction, std::size_t width, std::size_t size,
-                       float* out);
+    CodePanel code_panel;
     void (*code_rows)(const std::uint8_t* const* rows, std::size_t n, const std::int8_t* queries,
                       const std::int32_t* correction, std::size_t n_queries, std::size_t size,
                       float* out, std::size_t out_stride);
@@ -86,7 +88,14 @@ const Kernels& scalar_kernels();
 #if defined(__x86_64__)
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
+// Parts of the avx512 tier where the CPU has more.
+void avx512_vnni_code_panel(const std::uint8_t* const* rows, std::size_t n,
+                            const std::int8_t* panel, const std::int32_t* correction,
+                            std::size_t width, std::size_t size, float* out);
+CodePanel amx_code_panel();
 #endif
+
+inline constexpr std::size_t kMaxCodes = 8192;  // bytes of a row of int8 codes
 
 // The float64 sums run in this many independent lanes, folded by halves at the end.
 inline constexpr std::size_t kSumLanes = 16;
