@@ -122,21 +122,22 @@ TEST(changes_beside_searches) {
 }
 
 TEST(codes_give_what_float32_gives) {
-    constexpr std::size_t kDim = 70;
-    const auto rows = random_rows(6000, kDim, 21);
-    const auto queries = random_rows(45, kDim, 22);
-    for (const auto metric : {sage::Metric::cosine, sage::Metric::ip, sage::Metric::l2}) {
-        for (const sage::Tier tier : sage::available_tiers()) {
-            Found expected;
-            for (const auto storage :
-                 {sage::Storage::float32, sage::Storage::int8, sage::Storage::bfloat16}) {
-                sage::FlatIndex index(sage::RowFormat{kDim, storage, true}, metric, tier);
-                index.add(rows.data(), 5, nullptr, false);
-                index.add(rows.data() + 5 * kDim, 6000 - 5, nullptr, false);
-                const Found found = search(index, queries, 12, 2);
-                if (expected.ids.empty()) expected = found;
-                CHECK(found.ids == expected.ids);
-                CHECK(found.scores == expected.scores);
+    for (const std::size_t dim : {70U, 128U}) {
+        const auto rows = random_rows(6000, dim, 21);
+        const auto queries = random_rows(45, dim, 22);
+        for (const auto metric : {sage::Metric::cosine, sage::Metric::ip, sage::Metric::l2}) {
+            for (const sage::Tier tier : sage::available_tiers()) {
+                Found expected;
+                for (const auto storage :
+                     {sage::Storage::float32, sage::Storage::int8, sage::Storage::bfloat16}) {
+                    sage::FlatIndex index(sage::RowFormat{dim, storage, true}, metric, tier);
+                    index.add(rows.data(), 5, nullptr, false);
+                    index.add(rows.data() + 5 * dim, 6000 - 5, nullptr, false);
+                    const Found found = search(index, queries, 12, 2);
+                    if (expected.ids.empty()) expected = found;
+                    CHECK(found.ids == expected.ids);
+                    CHECK(found.scores == expected.scores);
+                }
             }
         }
     }

@@ -162,7 +162,7 @@ TEST(sums_of_codes_are_exact_on_every_tier) {
         std::uniform_int_distribution<int> signed_code(-kernels.query_limit, kernels.query_limit);
         for (const std::size_t size : {32U, 64U, 96U, 384U, 1056U, 8192U}) {
             for (const bool extreme : {false, true}) {
-                const std::size_t n = 15;
+                const std::size_t n = 75;  // tiles of AMX hold 32
                 const std::size_t m = 2 * kernels.lanes;
                 std::vector<std::uint8_t> rows(n * size);
                 std::vector<std::int8_t> queries(m * size);
@@ -173,13 +173,17 @@ TEST(sums_of_codes_are_exact_on_every_tier) {
                     queries[i] = static_cast<std::int8_t>(extreme ? most : signed_code(random));
                 }
                 std::vector<const std::uint8_t*> at;
-                for (std::size_t r = 0; r < n; ++r) at.push_back(rows.data() + r * size);
+                // Side by side, then, from the middle on, each for itself.
+                for (std::size_t r = 0; r < n; ++r) {
+                    const std::size_t lies = r < n / 2 ? r : n - 1 - (r - n / 2);
+                    at.push_back(rows.data() + lies * size);
+                }
                 std::vector<std::int32_t> correction(m);
                 for (auto& x : correction) x = code(random) * 128;
                 const auto expected = [&](std::size_t r, std::size_t q) {
                     std::int64_t sum = 0;
                     for (std::size_t d = 0; d < size; ++d) {
-                        sum += std::int64_t{rows[r * size + d]} * queries[q * size + d];
+                        sum += std::int64_t{at[r][d]} * queries[q * size + d];
                     }
                     return static_cast<float>(sum - correction[q]);
                 };
