@@ -18,6 +18,7 @@ Usage: ./manage.sh VERB [options]
   bench [OPTIONS]                  sage bench
   fuzz [--seconds N] [TARGET ...]  the gateway's readers under coverage-guided input (atheris)
   soak [--minutes N] [--rate N]    a gateway under load and random faults: nothing may grow
+  sanitize                         the C++ tests under ASan and UBSan, then under TSan
   summary                          languages, lines, dependencies, artifacts
   build                            wheel and sdist in dist/
   vllm-env [OPTIONS]               vLLM's own environment (CPU build; --gpu for a GPU machine)
@@ -147,6 +148,21 @@ verb_bench() {
   exec "$BIN/sage" bench "$@"
 }
 
+verb_sanitize() {
+  need_venv
+  need_tool cmake cmake
+  need_tool ninja ninja
+  local kind build
+  for kind in address,undefined thread; do
+    printf -- '--- C++ tests under %s\n' "$kind"
+    build=.sage/native-${kind//,/-}
+    PATH="$BIN:$PATH" "$BIN/cmake" -S . -B "$build" -G Ninja -DSAGE_BUILD_TESTS=ON \
+      -DSAGE_SANITIZE="$kind" -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null
+    PATH="$BIN:$PATH" "$BIN/cmake" --build "$build" >/dev/null
+    "$BIN/ctest" --test-dir "$build" --output-on-failure --no-tests=error
+  done
+}
+
 verb_fuzz() {
   need_venv
   "$PY" -c 'import atheris' 2>/dev/null || "$PY" -m pip install -q 'atheris>=3'
@@ -249,7 +265,7 @@ while [ $# -gt 0 ]; do
       esac
       "verb_$verb" ${options[@]+"${options[@]}"}
       ;;
-    lint | types | summary | build) "verb_$verb" ;;
+    lint | types | sanitize | summary | build) "verb_$verb" ;;
     help | -h | --help) help ;;
     *)
       help >&2
