@@ -16,8 +16,8 @@ Usage: ./manage.sh VERB [options]
   types                            mypy --strict
   docs [--write]                   check the documents; --write makes the generated ones again
   bench [OPTIONS]                  sage bench
-  fuzz [--seconds N] [TARGET ...]  the gateway's readers under coverage-guided input (atheris)
-  soak [--minutes N] [--rate N]    a gateway under load and random faults: nothing may grow
+  fuzz [OPTIONS] [TARGET ...]      the gateway's readers under coverage-guided input (atheris)
+  soak [OPTIONS]                   a gateway under load and random faults: nothing may grow
   sanitize                         the C++ tests under ASan and UBSan, then under TSan
   summary                          languages, lines, dependencies, artifacts
   build                            wheel and sdist in dist/
