@@ -37,7 +37,7 @@ class VectorIndex:
     Results are those of a float64 computation on the stored vectors, ties going to the smaller id:
     the same on every CPU and for every number of threads. A zero vector has cosine 0 to everything.
 
-    With ``storage="int8"`` or ``"bfloat16"`` a search reads codes of a quarter or half the size,
+    With ``storage="int8"``, the default, or ``"bfloat16"`` a search reads codes of a quarter or half the size,
     with a bound on what they have lost; every vector that the bound does not rule out is scored
     again from its float32 values. The results are therefore the same, to the bit, as with
     ``"float32"``, only sooner (docs/decisions/0014). Without ``keep_vectors`` there are no float32
@@ -76,7 +76,7 @@ class VectorIndex:
         dim: int,
         metric: Metric = "cosine",
         kind: Kind = "flat",
-        storage: Storage = "float32",
+        storage: Storage = "int8",
         keep_vectors: bool = True,
         degree: int = 32,
         build_effort: int = 200,

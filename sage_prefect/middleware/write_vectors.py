@@ -69,7 +69,7 @@ class WriteVectors(Sink):
         id_column: str | None = "chunk_id",
         metric: Metric = "cosine",
         kind: Kind = "flat",
-        storage: Storage = "float32",
+        storage: Storage = "int8",
     ) -> None:
         try:
             # What this version cannot build is refused now, not after all is embedded.

@@ -604,7 +604,7 @@ def test_bad_queries_are_named() -> None:
         ({"dim": 4, "kind": "tree"}, "kind is 'tree'"),
         ({"dim": 4, "kind": "graph"}, "kind='graph' arrives in a later version"),
         ({"dim": 4, "storage": "int4"}, "storage is 'int4'"),
-        ({"dim": 4, "keep_vectors": False}, "keep_vectors=False needs"),
+        ({"dim": 4, "storage": "float32", "keep_vectors": False}, "keep_vectors=False needs"),
         ({"dim": 4, "degree": 1}, "degree is 1"),
     ],
 )
