@@ -14,18 +14,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa
 
-from sage_prefect.common.errors import GraphError
+from sage_prefect.common.errors import GraphError, RecordError
 from sage_prefect.kernel.fingerprint import fingerprint
 from sage_prefect.kernel.resources import Resources
 
 Cardinality = Literal["one", "many", "fewer"]
 Batches: TypeAlias = "pa.RecordBatch | Iterable[pa.RecordBatch]"
+SetAside: TypeAlias = "Callable[[pa.RecordBatch, str], None]"
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,35 @@ _CARDINALITY: dict[str, Cardinality] = {
     "flat_map": "many",
     "batches": "many",
 }
+
+
+class PartitionOperator(Operator):
+    """An operator that sees a whole partition's rows as a stream: it may keep state over them.
+
+    The runner checks that it reads what was sent; what it emits is its own affair. A failure fails
+    the partition (there is no row to blame): ``on_error="dead_letter"`` is refused.
+    """
+
+    cardinality: Cardinality = "many"
+
+    def process_partition(
+        self, batches: Iterator[pa.RecordBatch], set_aside: SetAside
+    ) -> Iterator[pa.RecordBatch]:
+        """Turn a partition's batches into others.
+
+        Args:
+            set_aside: called with rows and the reason why they are not processed; they are counted
+                and kept as dead letters.
+        """
+        raise TypeError(f"operator {self.name!r} defines no process_partition().")
+
+    def process(self, batch: pa.RecordBatch) -> Batches:
+        """The one batch as a partition of its own."""
+
+        def refuse(rows: pa.RecordBatch, reason: str) -> None:
+            raise RecordError(f"operator {self.name!r}: {rows.num_rows} row(s): {reason}")
+
+        return list(self.process_partition(iter([batch]), refuse))
 
 
 class FunctionOperator(Operator):

@@ -7,10 +7,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sage_prefect.common.errors import GraphError, MissingColumnError
+from sage_prefect.common.paths import state_dir
+from sage_prefect.kernel.declaration import declared_at, locates
 from sage_prefect.kernel.explain import mermaid, text
-from sage_prefect.kernel.operator import FunctionOperator, Operator, OperatorContext
+from sage_prefect.kernel.graph import Chain, Feed
+from sage_prefect.kernel.operator import (
+    FunctionOperator,
+    Operator,
+    OperatorContext,
+    PartitionOperator,
+)
 from sage_prefect.kernel.plan import OnError, Plan, Step
 from sage_prefect.kernel.planner import plan
+from sage_prefect.kernel.relational.aggregate import Aggregate
+from sage_prefect.kernel.relational_steps import RelationalSteps
 from sage_prefect.kernel.report import RunReport
 from sage_prefect.kernel.resources import Resources
 from sage_prefect.kernel.sink import Sink
@@ -20,8 +30,8 @@ _BANDS = ("critical", "interactive", "standard", "batch")
 _ON_ERROR = ("fail", "retry", "dead_letter")
 
 
-class Pipeline:
-    """A chain source -> operators -> sink. Each call returns a new pipeline; none runs anything.
+class Pipeline(RelationalSteps):
+    """Source -> operators -> sink. Each call returns a new pipeline; none runs anything.
 
     Example:
         >>> report = (
@@ -64,9 +74,16 @@ class Pipeline:
         self._sink: Sink | None = None
         # Columns after the source and after each step; None: not known before the run.
         self._columns: tuple[tuple[str, ...] | None, ...] = ()
+        # What the exchange before the current chain reads; the chain's source then reads that.
+        self._feeds: tuple[Feed, ...] = ()
+        self._names: frozenset[str] = frozenset()
+        self._keys: tuple[str, ...] = ()
+        # Columns whose equal values are in one partition: () all rows are, None nothing is known.
+        self._together: tuple[str, ...] | None = None
 
     # -- building -------------------------------------------------------------------------
 
+    @locates
     def source(
         self, source: Source | Sequence[Mapping[str, Any]] | Any, *, on_error: OnError = "retry"
     ) -> Pipeline:
@@ -94,6 +111,7 @@ class Pipeline:
         made._columns = (chosen.output_columns(()),)
         return made
 
+    @locates
     def map(
         self,
         operator: Operator | Callable[..., Any],
@@ -110,6 +128,7 @@ class Pipeline:
         """
         return self._add(operator, "map", reads, adds, name, resources, on_error)
 
+    @locates
     def flat_map(
         self,
         function: Operator | Callable[..., Any],
@@ -123,6 +142,7 @@ class Pipeline:
         """Apply a function from row to any number of dicts."""
         return self._add(function, "flat_map", reads, adds, name, resources, on_error)
 
+    @locates
     def map_batches(
         self,
         function: Operator | Callable[..., Any],
@@ -135,6 +155,7 @@ class Pipeline:
         """Apply a function from ``pyarrow.RecordBatch`` to one, or to several."""
         return self._add(function, "batches", reads, None, name, resources, on_error)
 
+    @locates
     def filter(
         self,
         function: Operator | Callable[..., bool],
@@ -147,6 +168,7 @@ class Pipeline:
         """Keep the rows for which ``function(row)`` is true."""
         return self._add(function, "filter", reads, None, name, resources, on_error)
 
+    @locates
     def sink(self, sink: Sink | None = None) -> Pipeline:
         """End in ``sink``; without one, collect the rows in memory."""
         from sage_prefect.kernel.sink import Collect
@@ -162,8 +184,13 @@ class Pipeline:
 
     # -- using ----------------------------------------------------------------------------
 
-    def plan(self, *, partitions: int | None = None) -> Plan:
-        """List the source and decide stages and partitions.
+    @locates
+    def plan(self, *, partitions: int | None = None, exchange_dir: str | None = None) -> Plan:
+        """List the sources and decide stages and partitions.
+
+        Args:
+            exchange_dir: where rows are staged that change partitions; None: in the state
+                directory. Workers and the process that runs the pipeline share it.
 
         Raises:
             GraphError: source or sink is missing.
@@ -176,14 +203,18 @@ class Pipeline:
             )
         return plan(
             self.name,
-            self._source,
-            self._source_on_error,
-            self._steps,
+            self._chain(),
             self._sink,
-            self._columns,
             self.context,
             partitions,
+            self._columns,
+            exchange_dir or str(state_dir() / "exchanges"),
         )
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where rows come from, those of joined pipelines included."""
+        return () if self._source is None else self._chain().sources()
 
     def explain(self, *, partitions: int | None = None, style: str = "text") -> str:
         """The plan, for people: stages, fusion, partitions, placement, estimated cost.
@@ -218,6 +249,13 @@ class Pipeline:
 
     # -- inside ---------------------------------------------------------------------------
 
+    def _chain(self) -> Chain:
+        if self._source is None:
+            raise GraphError(
+                f"pipeline {self.name!r} has no source.", hint="Start with .source(...)."
+            )
+        return Chain(self._source, self._source_on_error, self._steps, self._feeds)
+
     def _add(
         self,
         target: Operator | Callable[..., Any],
@@ -243,22 +281,34 @@ class Pipeline:
             )
         else:
             operator = FunctionOperator(target, kind, name, reads, adds)
+        if on_error == "dead_letter" and isinstance(operator, PartitionOperator):
+            raise GraphError(
+                f"operator {operator.name!r} works on whole partitions: there is no row to set "
+                "aside.",
+                hint='Use on_error="fail" or "retry".',
+            )
         self._open_for(operator.name)
         operator = self._uniquely_named(operator)
         self._check_columns(operator)
         wish = resources if resources is not None else operator.resources
-        step = Step(operator, wish, _checked(on_error))
+        step = Step(operator, wish, _checked(on_error), declared_at())
         before = self._columns[-1]
-        # Once the columns are not known before the run, they stay so.
-        after = None if before is None else operator.output_columns(before)
+        # A replaced row may have any columns; what follows an aggregate is known again.
+        after = operator.output_columns(before or ())
+        if before is None and not isinstance(operator, Aggregate):
+            after = None
         made = self._copy()
         made._steps = (*self._steps, step)
         made._columns = (*self._columns, after)
+        made._names = self._names | {operator.name}
+        kept = after is not None and not set(operator.adds) & set(self._together or ())
+        if not kept and self._together:
+            made._together = None
         return made
 
     def _uniquely_named(self, operator: Operator) -> Operator:
         """Reports are by operator name: a second ``embed`` becomes ``embed-2``."""
-        used = {step.operator.name for step in self._steps}
+        used = self._names
         if operator.name not in used:
             return operator
         renamed = copy.copy(operator)

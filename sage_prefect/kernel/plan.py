@@ -15,11 +15,16 @@ OnError = Literal["fail", "retry", "dead_letter"]
 
 @dataclass(frozen=True)
 class Step:
-    """One operator in the graph, with what its step says of it."""
+    """One operator in the graph, with what its step says of it.
+
+    Args:
+        declared_at: ``file:line`` of the call that added it.
+    """
 
     operator: Operator
     resources: Resources = field(default_factory=Resources)
     on_error: OnError = "retry"
+    declared_at: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,13 @@ class Partition:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a runner executes. Picklable; holds no data."""
+    """What a runner executes. Picklable; holds no data.
+
+    Args:
+        before: the chains that must have run before this one: each ends in an exchange. In an order
+            in which they can run; each has an empty ``before`` of its own.
+        first_stage: number of this chain's first stage among those of the whole run.
+    """
 
     pipeline: str
     stages: tuple[Stage, ...]
@@ -99,6 +110,18 @@ class Plan:
     context: OperatorContext = field(default_factory=OperatorContext)
     estimate_s: float = 0.0
     columns: tuple[tuple[str, ...] | None, ...] = field(default=())
+    before: tuple[Plan, ...] = ()
+    first_stage: int = 0
+
+    @property
+    def chains(self) -> tuple[Plan, ...]:
+        """All chains of the run, in the order in which they run; the last one is this."""
+        return (*self.before, self)
+
+    @property
+    def tasks(self) -> int:
+        """Task runs that all chains make."""
+        return sum(len(chain.stages) * len(chain.partitions) for chain in self.chains)
 
     @property
     def key(self) -> str:

@@ -19,9 +19,10 @@ def svg(plan: Plan) -> str:
     """The plan as an SVG document: stages from top to bottom, operators from left to right."""
     rows: list[str] = []
     widest = 0
-    for number, stage in enumerate(plan.stages):
+    stages = [(chain, stage) for chain in plan.chains for stage in chain.stages]
+    for number, (chain, stage) in enumerate(stages):
         top = number * _ROW
-        title = f"stage {stage.index}: {stage.resources}, {len(plan.partitions)} partition(s)"
+        title = f"stage {number}: {stage.resources}, {len(chain.partitions)} partition(s)"
         rows.append(_text(2, top + 14, title))
         x = 2
         for position, operator in enumerate(stage.operators):
@@ -34,10 +35,10 @@ def svg(plan: Plan) -> str:
             )
             rows.append(_text(x + _PAD, top + _TOP + 22, operator.name))
             x += width + _GAP
-        if number + 1 < len(plan.stages):
+        if number + 1 < len(stages):
             rows.append(_down(22, top + _TOP + _BOX, (number + 1) * _ROW))
         widest = max(widest, x - _GAP, _LETTER * len(title))
-    height = _ROW * len(plan.stages) - (_ROW - _TOP - _BOX) + 4
+    height = _ROW * len(stages) - (_ROW - _TOP - _BOX) + 4
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{widest + 6}" height="{height}" '
         'font-family="monospace" font-size="13">' + "".join(rows) + "</svg>"

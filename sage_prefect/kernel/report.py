@@ -105,6 +105,7 @@ class RunReport:
     committed: Committed
     partitions: int
     reused_partitions: int = 0
+    source_stages: tuple[int, ...] = (0,)
 
     @property
     def dead_letters(self) -> list[DeadLetter]:
@@ -113,8 +114,8 @@ class RunReport:
 
     @property
     def rows_read(self) -> int:
-        """Rows that the source gave in this run, parts of reused partitions included."""
-        return sum(stage.rows_in for stage in self.stages if stage.stage == 0)
+        """Rows that the sources gave in this run, parts of reused partitions included."""
+        return sum(stage.rows_in for stage in self.stages if stage.stage in self.source_stages)
 
     def summary(self) -> list[StageSummary]:
         """Per stage, over all partitions."""

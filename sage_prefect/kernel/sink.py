@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from sage_prefect.kernel.exchange_file import joined
 from sage_prefect.kernel.operator import Operator
 
 
@@ -86,11 +87,12 @@ class Collect(Sink):
     name = "collect"
 
     def write(self, partition: str, index: int, batches: Iterator[pa.RecordBatch]) -> Receipt:
-        kept = list(batches)
-        table = pa.Table.from_batches(kept) if kept else None
+        # Rows made by Python functions may differ in the order and the types of their columns.
+        kept = joined(list(batches))
+        table = pa.concat_tables(kept, promote_options="permissive") if kept else None
         return Receipt(partition, index, table.num_rows if table else 0, data=table)
 
     def commit(self, receipts: Sequence[Receipt]) -> Committed:
         tables = [r.data for r in sorted(receipts, key=lambda r: r.index) if r.data is not None]
-        table = pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
+        table = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
         return Committed(table.num_rows, "memory", data=table)

@@ -14,7 +14,12 @@ from itertools import pairwise
 import pyarrow as pa
 
 from sage_prefect.common.errors import AccountingError, OperatorError, SageError, is_retryable
-from sage_prefect.kernel.operator import Operator, OperatorContext, RowFailure
+from sage_prefect.kernel.operator import (
+    Operator,
+    OperatorContext,
+    PartitionOperator,
+    RowFailure,
+)
 from sage_prefect.kernel.operator_pool import OperatorPool, pool
 from sage_prefect.kernel.plan import OnError, Partition, Stage
 from sage_prefect.kernel.report import DeadLetter, OperatorReport, StageReport
@@ -64,7 +69,7 @@ def run_stage(
     started = time.perf_counter()
     report = StageReport(stage.index, stage.name, partition.index, [], worker=worker)
     with ExitStack() as stack:
-        flow = _Flow(partition, report)
+        flow = _Flow(stage, partition, report)
         if stage.source is not None:
             source = flow.set_up(stack, stage.source, context, operators)
             rows = flow.read(source, partition.parts, stage.source_on_error)
@@ -97,7 +102,8 @@ def run_stage(
 class _Flow:
     """The generators that rows pass through, and their counts."""
 
-    def __init__(self, partition: Partition, report: StageReport) -> None:
+    def __init__(self, stage: Stage, partition: Partition, report: StageReport) -> None:
+        self.declared = {step.operator.name: step.declared_at for step in stage.steps}
         self.partition = partition
         self.report = report
 
@@ -155,6 +161,9 @@ class _Flow:
         rows: Iterator[pa.RecordBatch],
         counts: OperatorReport,
     ) -> Iterator[pa.RecordBatch]:
+        if isinstance(operator, PartitionOperator):
+            yield from self._whole(operator, rows, counts)
+            return
         for batch in rebatch(rows, operator.batch_size):
             offset = counts.rows_in
             counts.rows_in += batch.num_rows
@@ -162,6 +171,50 @@ class _Flow:
                 counts.rows_out += produced.num_rows
                 if produced.num_rows:
                     yield produced
+
+    def _whole(
+        self,
+        operator: PartitionOperator,
+        rows: Iterator[pa.RecordBatch],
+        counts: OperatorReport,
+    ) -> Iterator[pa.RecordBatch]:
+        waited = 0.0
+
+        def counted() -> Iterator[pa.RecordBatch]:
+            nonlocal waited
+            while True:
+                begun = time.perf_counter()
+                batch = next(rows, None)
+                waited += time.perf_counter() - begun
+                if batch is None:
+                    return
+                counts.rows_in += batch.num_rows
+                yield batch
+
+        def set_aside(batch: pa.RecordBatch, reason: str) -> None:
+            counts.dead += batch.num_rows
+            self.report.dead_letters += [
+                DeadLetter(operator.name, self.partition.label, reason, row=row)
+                for row in batch.to_pylist()
+            ]
+
+        produced = operator.process_partition(counted(), set_aside)
+        while True:
+            begun = time.perf_counter()
+            waited = 0.0
+            try:
+                batch = next(produced, None)
+            except (OperatorError, AccountingError):
+                raise  # from upstream: this operator only pulled
+            except Exception as error:
+                raise self.failure(operator, error) from error
+            # It pulls the chain before it: its own time is what that did not take.
+            counts.seconds += max(0.0, time.perf_counter() - begun - waited)
+            if batch is None:
+                return
+            counts.rows_out += batch.num_rows
+            if batch.num_rows:
+                yield batch
 
     def _process(
         self,
@@ -240,13 +293,16 @@ class _Flow:
         if isinstance(error, OperatorError):
             return error
         cause = error.error if isinstance(error, RowFailure) else error
+        hint = cause.hint if isinstance(cause, SageError) else None
+        if self.declared.get(operator.name):
+            hint = f"{hint or ''} Declared at {self.declared[operator.name]}.".lstrip()
         return OperatorError(
             operator.name,
             what + _cause(cause),
             partition=self.partition.label,
             row=row,
             retryable=self.curable(operator, error),
-            hint=cause.hint if isinstance(cause, SageError) else None,
+            hint=hint,
         )
 
     def _check_rows(

@@ -52,11 +52,12 @@ class Progress:
         self._done[stage] += 1
 
     async def __aenter__(self) -> Progress:
+        first = self._plan.first_stage
         for stage in self._plan.stages:
             made = await acreate_progress_artifact(
                 progress=0.0,
-                key=artifact_key(self._plan.pipeline, "stage", str(stage.index)),
-                description=f"Stage {stage.index}: {stage.name}",
+                key=artifact_key(self._plan.pipeline, "stage", str(first + stage.index)),
+                description=f"Stage {first + stage.index}: {stage.name}",
             )
             self._ids.append(made)
         self._task = asyncio.create_task(self._keep_updating())

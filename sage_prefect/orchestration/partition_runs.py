@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distributed import CancelledError, KilledWorker
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectNotFound
@@ -18,6 +17,7 @@ from prefect.states import Crashed
 from sage_prefect.common.errors import ClusterError, PipelineError, SageError
 from sage_prefect.kernel.plan import Partition, Plan
 from sage_prefect.kernel.stage import StageOutput
+from sage_prefect.orchestration.dask_failures import dask_failures
 from sage_prefect.orchestration.placed_task import PlacedTask
 from sage_prefect.orchestration.stage_task import StageCall
 
@@ -149,26 +149,8 @@ def output_of(run: PartitionRun) -> StageOutput:
 
 
 def _state(run: PartitionRun, position: int) -> State[Any]:
-    try:
+    with dask_failures(run.partition.label):
         state: State[Any] = run.futures[position].wrapped_future.result()  # type: ignore[attr-defined]
-    except KilledWorker as error:
-        raise ClusterError(
-            f"the Dask worker died each time it ran partition {run.partition.label}: {error}",
-            hint="Out of memory? See `sage logs dask`, cut more partitions (partitions=), or raise "
-            "`memory` in cluster.yaml. Running again resumes with what is unfinished.",
-        ) from error
-    except (CancelledError, asyncio.CancelledError) as error:
-        raise ClusterError(
-            f"partition {run.partition.label} was cancelled, or the connection to the Dask "
-            f"scheduler was lost: {error}",
-            hint="See `sage status`. Running again resumes with what is unfinished.",
-        ) from error
-    except Exception as error:  # Dask's: Prefect's engine did not get to run on the worker
-        raise PipelineError(
-            f"partition {run.partition.label} could not run on its worker: "
-            f"{type(error).__name__}: {error}",
-            hint="Workers need the same packages as the process that runs the flow.",
-        ) from error
     return state
 
 

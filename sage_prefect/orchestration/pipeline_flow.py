@@ -129,16 +129,19 @@ class _Carried:
         self.store = store
 
     def __getstate__(self) -> dict[str, Any]:
-        source = self.pipeline._source
         # On its way to a worker a collection leaves its rows behind: here they are needed.
-        rows = source.rows if isinstance(source, CollectionSource) else None
+        rows = [
+            source.rows if isinstance(source, CollectionSource) else None
+            for source in self.pipeline.sources
+        ]
         return {**self.__dict__, "rows": rows}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         rows = state.pop("rows")
         self.__dict__.update(state)
-        if isinstance(self.pipeline._source, CollectionSource) and rows is not None:
-            self.pipeline._source.rows = rows
+        for source, kept in zip(self.pipeline.sources, rows, strict=True):
+            if isinstance(source, CollectionSource):
+                source.rows = kept
 
 
 def run_to_end(flow: Flow[..., Any], progress: OnProgress | None = None) -> RunReport:

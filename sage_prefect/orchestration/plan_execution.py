@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,12 +14,9 @@ from prefect_dask import DaskTaskRunner
 from sage_prefect.common.errors import ClusterError, PipelineError
 from sage_prefect.common.settings import load_settings
 from sage_prefect.kernel.commit_log import CommitLog, RunStore
-from sage_prefect.kernel.local_runner import finished, publish, settle, with_run_id
+from sage_prefect.kernel.execution import ChainRun, Run, with_run_id
 from sage_prefect.kernel.pipeline import Pipeline
-from sage_prefect.kernel.plan import Partition, Plan
-from sage_prefect.kernel.report import RunReport, StageReport
-from sage_prefect.kernel.sink import Receipt
-from sage_prefect.kernel.stage import StageOutput
+from sage_prefect.kernel.report import RunReport
 from sage_prefect.orchestration.artifacts import Progress, show_plan, show_report
 from sage_prefect.orchestration.partition_runs import PartitionRuns
 from sage_prefect.orchestration.preflight import Offers, check_schedulable
@@ -78,7 +74,6 @@ async def run_in_flow(
             hint="Use pipeline.to_flow()(), or call it in a function under @flow.",
         )
     settings = load_settings().pipelines
-    started = time.perf_counter()
     log = get_run_logger()
     plan = await asyncio.to_thread(pipeline.plan, partitions=partitions)
     plan = with_run_id(plan, str(flow_run.flow_run.id))
@@ -86,84 +81,65 @@ async def run_in_flow(
         plan = split_by_operator(plan)
     runner = flow_run.task_runner
     if isinstance(runner, DaskTaskRunner):
-        check_schedulable(plan, _offers(runner))
+        offers = _offers(runner)
+        for chain_plan in plan.chains:
+            check_schedulable(chain_plan, offers)
     await show_plan(plan)
     commits = CommitLog(store if store is not None else FileRunStore())
-    earlier = await asyncio.to_thread(settle, plan, commits, reuse)
-    if isinstance(earlier, RunReport):
-        log.info("nothing to do: published before as %s", earlier.committed.location)
-        await show_report(earlier)
-        return earlier
-    if earlier:
-        log.info("%d of %d partition(s) are finished already", len(earlier), len(plan.partitions))
-    receipts = [receipt for receipt, _ in earlier.values()]
-    reports = [report for _, done in earlier.values() for report in done]
-    todo = [part for part in plan.partitions if part.key not in earlier]
-    async with Progress(plan, done=len(earlier)) as progress:
-        runs = PartitionRuns(
-            plan,
-            [
+    run = await asyncio.to_thread(Run, plan, commits, reuse)
+    chains = run.chains()
+    while (chain := await asyncio.to_thread(next, chains, None)) is not None:
+        if chain.reused:
+            log.info(
+                "%d of %d partition(s) are finished already",
+                chain.reused,
+                len(chain.plan.partitions),
+            )
+        async with Progress(chain.plan, done=chain.reused) as progress:
+            tasks = [
                 stage_task(
-                    plan,
+                    chain.plan,
                     stage,
                     retries=settings.retries if retries is None else retries,
                     retry_delay_s=settings.retry_delay_s
                     if retry_delay_s is None
                     else retry_delay_s,
                 )
-                for stage in plan.stages
-            ],
-            settings.max_in_flight if max_in_flight is None else max_in_flight,
-            progress.add,
+                for stage in chain.plan.stages
+            ]
+            bound = settings.max_in_flight if max_in_flight is None else max_in_flight
+            await _run_all(
+                run, chain, PartitionRuns(chain.plan, tasks, bound, progress.add), runner
+            )
+        await asyncio.to_thread(chain.end)
+    report = run.report()
+    if run.skipped:
+        log.info("nothing to do: published before as %s", report.committed.location)
+    else:
+        log.info(
+            "published %d row(s) to %s in %.1f s",
+            report.committed.rows,
+            report.committed.location,
+            report.seconds,
         )
-        await _run_all(plan, todo, runs, commits, receipts, reports, runner)
-    committed = await asyncio.to_thread(publish, plan, receipts, reports, commits)
-    report = RunReport(
-        plan.pipeline,
-        plan.context.run_id,
-        time.perf_counter() - started,
-        reports,
-        committed,
-        len(plan.partitions),
-        len(earlier),
-    )
     await show_report(report)
-    log.info(
-        "published %d row(s) to %s in %.1f s", committed.rows, committed.location, report.seconds
-    )
     return report
 
 
-async def _run_all(
-    plan: Plan,
-    todo: list[Partition],
-    runs: PartitionRuns,
-    commits: CommitLog,
-    receipts: list[Receipt],
-    reports: list[StageReport],
-    runner: Any,
-) -> None:
-    """Run ``todo``; each partition is on record as soon as it is through."""
+async def _run_all(run: Run, chain: ChainRun, runs: PartitionRuns, runner: Any) -> None:
+    """Run what is to do of ``chain``; each partition is on record as soon as it is through."""
     report_progress = on_progress.get()
-
-    def record(output: StageOutput) -> None:
-        receipt = finished(output)
-        commits.finish(receipt, output.reports)
-        receipts.append(receipt)
-        reports.extend(output.reports)
-        if report_progress:
-            report_progress(len(receipts), len(plan.partitions))
-
     try:
-        async for _, output in runs.outcomes(todo):
-            record(output)
+        async for _, output in runs.outcomes(chain.todo):
+            chain.record(output)
+            if report_progress:
+                report_progress(*run.progress)
     except Exception:
         for _, output in await runs.finished():
-            record(output)
+            chain.record(output)
         get_run_logger().error(
             "%d of %d partition(s) are finished and stay so: running again resumes there",
-            len(receipts),
-            len(plan.partitions),
+            *run.progress,
         )
         raise
     finally:

@@ -13,11 +13,9 @@ from prefect.context import TaskRunContext
 from sage_prefect.common.errors import OperatorError
 from sage_prefect.kernel.operator import OperatorContext
 from sage_prefect.kernel.plan import Partition, Plan, Stage
+from sage_prefect.kernel.retries import LONGEST_DELAY_S
 from sage_prefect.kernel.stage import StageOutput, run_stage
 from sage_prefect.orchestration.placed_task import PlacedTask
-
-# Delays double from one retry to the next up to this many seconds.
-_LONGEST_DELAY_S = 60.0
 
 
 class StageCall:
@@ -65,7 +63,7 @@ def stage_task(plan: Plan, stage: Stage, *, retries: int, retry_delay_s: float) 
 
 def retry_delays(retries: int, first_s: float) -> list[float]:
     """Seconds before each retry: doubling."""
-    return [min(first_s * 2**attempt, _LONGEST_DELAY_S) for attempt in range(retries)]
+    return [min(first_s * 2**attempt, LONGEST_DELAY_S) for attempt in range(retries)]
 
 
 def worth_a_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -79,6 +77,15 @@ def split_by_operator(plan: Plan) -> Plan:
 
     Rows are the same; they travel through the workers' memory between operators.
     """
+    before: list[Plan] = []
+    first = 0
+    for chain in plan.before:
+        before.append(dataclasses.replace(_split(chain), first_stage=first))
+        first += len(before[-1].stages)
+    return dataclasses.replace(_split(plan), before=tuple(before), first_stage=first)
+
+
+def _split(plan: Plan) -> Plan:
     stages: list[Stage] = []
     origin: list[int] = []
     for stage in plan.stages:
