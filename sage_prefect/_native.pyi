@@ -22,6 +22,7 @@ class FlatIndex:
         self,
         queries: NDArray[np.float32],
         k: int,
+        effort: int,
         allow_ids: NDArray[np.int64] | None,
         allow_mask: NDArray[np.bool_] | None,
         threads: int,
@@ -47,6 +48,25 @@ class FlatIndex:
     def isa(self) -> str: ...
     @property
     def read_only(self) -> bool: ...
+
+class GraphIndex(FlatIndex):
+    def __init__(
+        self,
+        dim: int,
+        metric: str,
+        storage: str,
+        keep_vectors: bool,
+        degree: int,
+        build_effort: int,
+    ) -> None: ...
+    @property
+    def degree(self) -> int: ...
+    @property
+    def build_effort(self) -> int: ...
+    @property
+    def linked_rows(self) -> int: ...
+    @property
+    def link_bytes(self) -> int: ...
 
 def available_isas() -> list[str]: ...
 def crc32c(data: Any) -> int: ...

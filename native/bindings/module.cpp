@@ -14,6 +14,7 @@
 #include "sage/crc32c.hpp"
 #include "sage/error.hpp"
 #include "sage/flat_index.hpp"
+#include "sage/graph_index.hpp"
 
 namespace py = pybind11;
 
@@ -98,7 +99,7 @@ Ids add(sage::FlatIndex& index, const Floats& vectors, const std::optional<Ids>&
 }
 
 std::pair<Ids, Floats> search(const sage::FlatIndex& index, const Floats& queries, std::size_t k,
-                              const std::optional<Ids>& allow_ids,
+                              std::size_t effort, const std::optional<Ids>& allow_ids,
                               const std::optional<Flags>& allow_mask, unsigned threads) {
     const std::size_t m = rows_of_matrix(queries, index.dim(), "queries");
     const std::vector<py::ssize_t> shape{static_cast<py::ssize_t>(m), static_cast<py::ssize_t>(k)};
@@ -115,7 +116,7 @@ std::pair<Ids, Floats> search(const sage::FlatIndex& index, const Floats& querie
     float* score_data = scores.mutable_data();
     {
         const GilRelease release;
-        index.search(data, m, k, allow, threads, id_data, score_data);
+        index.search_with(effort, data, m, k, allow, threads, id_data, score_data);
     }
     return {std::move(ids), std::move(scores)};
 }
@@ -201,7 +202,7 @@ PYBIND11_MODULE(_native, m) {
                  }
                  return to_numpy(rows);
              })
-        .def("search", &search, py::arg("queries").noconvert(), py::arg("k"),
+        .def("search", &search, py::arg("queries").noconvert(), py::arg("k"), py::arg("effort"),
              py::arg("allow_ids").noconvert(), py::arg("allow_mask").noconvert(),
              py::arg("threads"))
         .def(
@@ -255,6 +256,24 @@ PYBIND11_MODULE(_native, m) {
         .def_property_readonly(
             "isa", [](const sage::FlatIndex& index) { return sage::tier_name(index.tier()); })
         .def_property_readonly("read_only", &sage::FlatIndex::read_only);
+
+    py::class_<sage::GraphIndex, sage::FlatIndex>(m, "GraphIndex")
+        .def(py::init([](std::size_t dim, const std::string& metric, const std::string& storage,
+                         bool keep_vectors, std::size_t degree, std::size_t build_effort) {
+                 const sage::RowFormat format{dim, storage_named(storage), keep_vectors};
+                 return std::make_unique<sage::GraphIndex>(
+                     format, metric_named(metric), sage::chosen_tier(),
+                     sage::GraphSettings{degree, build_effort});
+             }),
+             py::arg("dim"), py::arg("metric"), py::arg("storage"), py::arg("keep_vectors"),
+             py::arg("degree"), py::arg("build_effort"))
+        .def_property_readonly(
+            "degree", [](const sage::GraphIndex& index) { return index.settings().degree; })
+        .def_property_readonly(
+            "build_effort",
+            [](const sage::GraphIndex& index) { return index.settings().build_effort; })
+        .def_property_readonly("linked_rows", &sage::GraphIndex::linked_rows)
+        .def_property_readonly("link_bytes", &sage::GraphIndex::link_bytes);
 
     m.def("available_isas", [] {
         std::vector<std::string> names;

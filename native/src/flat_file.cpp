@@ -5,6 +5,7 @@
 
 #include "sage/error.hpp"
 #include "sage/flat_index.hpp"
+#include "sage/graph_index.hpp"
 
 namespace sage {
 namespace {
@@ -12,7 +13,7 @@ namespace {
 struct Shape {
     std::uint32_t dim;
     std::uint32_t metric;
-    std::uint32_t kind;     // 0: flat
+    std::uint32_t kind;     // 0: flat, 1: graph
     std::uint32_t storage;  // a Storage
     std::uint64_t rows;
     std::int64_t next_id;
@@ -21,9 +22,10 @@ struct Shape {
 };
 static_assert(sizeof(Shape) == 64 && std::is_trivially_copyable_v<Shape>);
 
-constexpr std::array<std::string_view, 10> kKnown = {
+constexpr std::array<std::string_view, 12> kKnown = {
     "shape", "ids",         "norms", "vectors", "vector_pieces",
-    "codes", "code_pieces", "steps", "gaps",    "payload"};
+    "codes", "code_pieces", "steps", "gaps",    "graph",
+    "links", "payload"};
 
 void require_size(const SectionReader& reader, std::string_view section, std::uint64_t rows,
                   std::uint64_t row_bytes) {
@@ -40,11 +42,17 @@ void require_size(const SectionReader& reader, std::string_view section, std::ui
 
 void FlatIndex::save(const std::string& path, std::span<const Extra> extra) const {
     const std::lock_guard writer(writer_);  // nothing changes meanwhile; searches go on
+    write_file(path, 0, extra);
+}
+
+void FlatIndex::write_file(const std::string& path, std::uint32_t kind,
+                           std::span<const Extra> extra) const {
     const RowFormat& format = store_.format();
     SectionWriter file(path);
     Shape shape{};
     shape.dim = static_cast<std::uint32_t>(dim_);
     shape.metric = static_cast<std::uint32_t>(metric_);
+    shape.kind = kind;
     shape.storage = static_cast<std::uint32_t>(format.storage);
     shape.without_vectors = format.has_vectors() ? 0 : 1;
     shape.rows = ids_.size() - removed_;
@@ -123,7 +131,7 @@ std::unique_ptr<FlatIndex> FlatIndex::open(const std::string& path, bool map, bo
     if (shape.dim < 1 || shape.dim > kMaxDim || shape.metric > 2 || shape.next_id < 0) {
         throw corrupt("shape", "fields are out of range");
     }
-    if (shape.kind != 0 || shape.storage > 2 || shape.without_vectors > 1) {
+    if (shape.kind > 1 || shape.storage > 2 || shape.without_vectors > 1) {
         throw corrupt("shape", "kind " + std::to_string(shape.kind) + " with storage " +
                                    std::to_string(shape.storage) +
                                    " is unknown to this build; use a newer SAGE");
@@ -133,7 +141,16 @@ std::unique_ptr<FlatIndex> FlatIndex::open(const std::string& path, bool map, bo
     if (!format.keep_vectors && !format.has_codes()) {
         throw corrupt("shape", "says that there are neither vectors nor codes");
     }
-    auto index = std::make_unique<FlatIndex>(format, static_cast<Metric>(shape.metric), tier);
+    const auto metric = static_cast<Metric>(shape.metric);
+    std::unique_ptr<FlatIndex> index;
+    GraphIndex* graph = nullptr;
+    if (shape.kind == 0) {
+        index = std::make_unique<FlatIndex>(format, metric, tier);
+    } else {
+        auto own = std::make_unique<GraphIndex>(format, metric, tier, graph_settings(*reader));
+        graph = own.get();
+        index = std::move(own);
+    }
     require_size(*reader, "ids", shape.rows, sizeof(std::int64_t));
     require_size(*reader, "norms", shape.rows, sizeof(float));
 
@@ -184,6 +201,7 @@ std::unique_ptr<FlatIndex> FlatIndex::open(const std::string& path, bool map, bo
     }
     block.rows = shape.rows;
     index->store_.attach(std::move(block));
+    if (graph != nullptr) graph->attach(*reader);
     return index;
 }
 

@@ -244,6 +244,10 @@ std::vector<std::int64_t> FlatIndex::live_ids() const {
 
 std::vector<std::uint64_t> FlatIndex::compact() {
     const std::lock_guard writer(writer_);
+    return compact_locked([] {});
+}
+
+std::vector<std::uint64_t> FlatIndex::compact_locked(const std::function<void()>& also) {
     require_writable("compact");
     const std::vector<std::uint64_t> rows = live_rows();
     if (removed_ == 0) return rows;
@@ -283,6 +287,7 @@ std::vector<std::uint64_t> FlatIndex::compact() {
     ids_ = std::move(ids);
     live_ = std::move(live);
     removed_ = 0;
+    also();
     table_.clear();
     table_ready_.store(false, std::memory_order_release);
     return rows;

@@ -146,11 +146,7 @@ struct FlatIndex::SearchJob {
         const std::size_t dim = index.dim_;
         const std::size_t q = group.first + lane;
         const float* raw = queries + q * dim;
-        norm2[q] = index.kernels_->dot_norm_f64(raw, raw, dim).norm2;
-        if (!std::isfinite(norm2[q])) {
-            throw std::invalid_argument("queries row " + std::to_string(q) +
-                                        " holds nan or inf; all values must be finite");
-        }
+        norm2[q] = index.query_norm2(raw, q);
         const double norm = std::sqrt(norm2[q]);
         const bool cosine = index.metric_ == Metric::cosine;
         longest = std::max(longest, norm);
@@ -221,22 +217,7 @@ struct FlatIndex::SearchJob {
             const FlatIndex& index = job.index;
             const float* query = job.queries + q * index.dim_;
             float room[kMaxDim];  // NOLINT: only touched where codes are decoded
-            const float* x = index.store_.vector(row, room);
-            double key = 0.0;
-            if (index.metric_ == Metric::l2) {
-                key = -index.kernels_->squared_distance_f64(query, x, index.dim_);
-            } else {
-                const DotNorm sums = index.kernels_->dot_norm_f64(query, x, index.dim_);
-                key = sums.dot;
-                if (index.metric_ == Metric::cosine) {
-                    // Two roots: the product of two squared norms could underflow.
-                    const double norms = std::sqrt(job.norm2[q]) * std::sqrt(sums.norm2);
-                    key = norms > 0.0 ? std::clamp(sums.dot / norms, -1.0, 1.0) : 0.0;
-                }
-            }
-            // NaN (only from a file that lies) must not reach the comparators.
-            if (std::isnan(key)) key = -std::numeric_limits<double>::infinity();
-            return {key, index.ids_[row], row};
+            return {index.exact_key(query, job.norm2[q], row, room), index.ids_[row], row};
         }
 
         float floor_of(double key) const {
@@ -484,6 +465,34 @@ private:
     std::uint64_t scanned_ = 0;
 };
 
+double FlatIndex::query_norm2(const float* query, std::size_t number) const {
+    const double norm2 = kernels_->dot_norm_f64(query, query, dim_).norm2;
+    if (!std::isfinite(norm2)) {
+        throw std::invalid_argument("queries row " + std::to_string(number) +
+                                    " holds nan or inf; all values must be finite");
+    }
+    return norm2;
+}
+
+double FlatIndex::exact_key(const float* query, double query_norm2, std::uint64_t row,
+                            float* room) const {
+    const float* x = store_.vector(row, room);
+    double key = 0.0;
+    if (metric_ == Metric::l2) {
+        key = -kernels_->squared_distance_f64(query, x, dim_);
+    } else {
+        const DotNorm sums = kernels_->dot_norm_f64(query, x, dim_);
+        key = sums.dot;
+        if (metric_ == Metric::cosine) {
+            // Two roots: the product of two squared norms could underflow.
+            const double norms = std::sqrt(query_norm2) * std::sqrt(sums.norm2);
+            key = norms > 0.0 ? std::clamp(sums.dot / norms, -1.0, 1.0) : 0.0;
+        }
+    }
+    // NaN (only from a file that lies) must not reach the comparators.
+    return std::isnan(key) ? -std::numeric_limits<double>::infinity() : key;
+}
+
 // A bit per row that may be returned; nothing when all may.
 std::optional<std::vector<std::uint64_t>> FlatIndex::row_filter(const Allow& allow) const {
     if (allow.ids) {
@@ -511,12 +520,22 @@ std::optional<std::vector<std::uint64_t>> FlatIndex::row_filter(const Allow& all
 void FlatIndex::search(const float* queries, std::size_t m, std::size_t k, const Allow& allow,
                        unsigned threads, std::int64_t* ids, float* scores) const {
     if (k == 0) throw std::invalid_argument("k is 0; it must be at least 1");
+    const Reading reading(*this);
+    scan_rows(queries, m, k, row_filter(allow), threads, ids, scores);
+}
+
+void FlatIndex::search_with(std::size_t /*effort*/, const float* queries, std::size_t m,
+                            std::size_t k, const Allow& allow, unsigned threads,
+                            std::int64_t* ids, float* scores) const {
+    search(queries, m, k, allow, threads, ids, scores);
+}
+
+void FlatIndex::scan_rows(const float* queries, std::size_t m, std::size_t k,
+                          const std::optional<std::vector<std::uint64_t>>& filter,
+                          unsigned threads, std::int64_t* ids, float* scores) const {
     std::fill_n(ids, m * k, std::int64_t{-1});
     std::fill_n(scores, m * k, kNaN);
     const unsigned wanted_threads = threads == 0 ? default_threads() : threads;
-
-    const Reading reading(*this);
-    const auto filter = row_filter(allow);
     std::uint64_t candidates = ids_.size();
     if (filter) {
         candidates = 0;

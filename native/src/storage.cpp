@@ -27,6 +27,12 @@ int code_of(float x, float inverse, float limit) {
     return static_cast<int>(scaled + (scaled < 0.0F ? -0.5F : 0.5F));
 }
 
+// What a code stands for. A step that was rounded up could lead beyond the greatest float32.
+float value_of(float step, int code) {
+    constexpr float kMost = std::numeric_limits<float>::max();
+    return std::clamp(step * static_cast<float>(code), -kMost, kMost);
+}
+
 }  // namespace
 
 float encode_int8(const float* x, std::size_t dim, std::uint8_t* out, std::size_t size,
@@ -38,7 +44,7 @@ float encode_int8(const float* x, std::size_t dim, std::uint8_t* out, std::size_
         const int code = code_of(x[d], inverse, 127.0F);
         out[d] = static_cast<std::uint8_t>(code + kZeroCode);
         const double missed =
-            static_cast<double>(x[d]) - static_cast<double>(step * static_cast<float>(code));
+            static_cast<double>(x[d]) - static_cast<double>(value_of(step, code));
         lost += missed * missed;
     }
     std::fill(out + dim, out + size, kZeroCode);
@@ -67,7 +73,7 @@ float encode_query(const float* x, std::size_t dim, int limit, std::int8_t* out,
 
 void decode_int8(const std::uint8_t* codes, float step, std::size_t dim, float* out) {
     for (std::size_t d = 0; d < dim; ++d) {
-        out[d] = step * static_cast<float>(static_cast<int>(codes[d]) - kZeroCode);
+        out[d] = value_of(step, static_cast<int>(codes[d]) - kZeroCode);
     }
 }
 

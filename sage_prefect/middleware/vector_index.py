@@ -29,19 +29,26 @@ Payload: TypeAlias = "pa.Table | pa.RecordBatch | Sequence[Mapping[str, Any]]"
 
 _MAX_RESULTS = 1 << 36  # cells of one result; more would not fit any machine's memory
 _MAX_PAYLOAD_CHUNKS = 64
+_MAX_EFFORT = 1 << 20  # beyond it an exact search is faster
 
 
 class VectorIndex:
-    """Exact top-k search by cosine similarity, inner product or squared distance.
+    """Top-k search, exact or by a graph, by cosine similarity, inner product or squared distance.
 
-    Results are those of a float64 computation on the stored vectors, ties going to the smaller id:
-    the same on every CPU and for every number of threads. A zero vector has cosine 0 to everything.
+    Results of a flat index are those of a float64 computation on the stored vectors, ties going to
+    the smaller id: the same on every CPU and for every number of threads. A zero vector has cosine
+    0 to everything.
 
     With ``storage="int8"``, the default, or ``"bfloat16"`` a search reads codes of a quarter or half
     the size, with a bound on what they have lost; every vector that the bound does not rule out is
     scored again from its float32 values. The results are therefore the same, to the bit, as with
     ``"float32"``, only sooner (docs/decisions/0014). Without ``keep_vectors`` there are no float32
     values: what is stored, searched exactly and returned is what the codes stand for.
+
+    A graph index (``kind="graph"``) looks at few vectors and may miss neighbours: the fewer, the
+    more ``effort`` a search makes. What it returns is scored in float64 like the results of a flat
+    index, and it always returns ``k`` vectors where there are as many: where a filter leaves few,
+    or the graph leads to too few, it searches exactly (docs/decisions/0015).
 
     Safe from many threads: searches run beside each other and beside changes, which show in full
     or not at all.
@@ -50,16 +57,18 @@ class VectorIndex:
         dim: length of the vectors, 1 to 8192.
         metric: ``"cosine"`` and ``"ip"`` give similarities (higher first), ``"l2"`` squared
             distances (lower first).
-        kind: ``"flat"`` looks at every vector. ``"graph"`` is not in this version.
+        kind: ``"flat"`` looks at every vector, ``"graph"`` follows links between near ones.
         storage: what a search reads first: ``"float32"``, ``"bfloat16"`` (2 bytes a number) or
             ``"int8"`` (1 byte a number, one scale a vector).
         keep_vectors: keep the float32 vectors beside codes, for exact results; with ``"float32"``
             they are always kept.
-        degree: of a graph, at least 2; a flat index does not use it.
-        build_effort: of a graph, at least 1; a flat index does not use it.
+        degree: of a graph: links that a vector keeps, 2 to 1024 (up to half as many more until
+            they are pruned). A flat index does not use it.
+        build_effort: of a graph: near vectors that are looked at while a vector is linked, 1 to
+            100,000; more makes a better graph and takes longer. A flat index does not use it.
 
     Raises:
-        ValueError: an argument is out of range or names something that this version lacks.
+        ValueError: an argument is out of range or names something that there is not.
 
     Example:
         >>> import numpy as np
@@ -84,8 +93,6 @@ class VectorIndex:
         _require_name("metric", metric, ("cosine", "ip", "l2"))
         _require_name("kind", kind, ("flat", "graph"))
         _require_name("storage", storage, ("int8", "bfloat16", "float32"))
-        if kind != "flat":
-            raise ValueError(f"kind={kind!r} arrives in a later version; this one has kind='flat'")
         if not isinstance(keep_vectors, bool):
             raise TypeError(f"keep_vectors is {keep_vectors!r}; it must be True or False")
         if not keep_vectors and storage == "float32":
@@ -93,10 +100,15 @@ class VectorIndex:
                 "keep_vectors=False needs storage='int8' or 'bfloat16'; with storage='float32' "
                 "the vectors are what is stored"
             )
-        _integer("degree", degree, least=2)
-        _integer("build_effort", build_effort, least=1)
+        degree = _integer("degree", degree, least=2, greatest=1024)
+        build_effort = _integer("build_effort", build_effort, least=1, greatest=100_000)
         dim = _integer("dim", dim, least=1, greatest=8192)
-        self._attach(_native.FlatIndex(dim, metric, storage, keep_vectors))
+        if kind == "flat":
+            self._attach(_native.FlatIndex(dim, metric, storage, keep_vectors))
+        else:
+            self._attach(
+                _native.GraphIndex(dim, metric, storage, keep_vectors, degree, build_effort)
+            )
 
     def _attach(self, native: _native.FlatIndex) -> None:
         self._native = native
@@ -115,7 +127,7 @@ class VectorIndex:
 
     @property
     def kind(self) -> str:
-        return "flat"
+        return "graph" if isinstance(self._native, _native.GraphIndex) else "flat"
 
     @property
     def storage(self) -> str:
@@ -132,9 +144,12 @@ class VectorIndex:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of memory that vectors, ids and payload take; mapped file pages not counted."""
+        """Bytes of memory that vectors, ids, links and payload take, without mapped pages."""
         payload = self._payload
-        return self._native.stats()["memory_bytes"] + (payload.nbytes if payload is not None else 0)
+        native = self._native.stats()["memory_bytes"]
+        if isinstance(self._native, _native.GraphIndex):
+            native += self._native.link_bytes
+        return native + (payload.nbytes if payload is not None else 0)
 
     @property
     def ids(self) -> Ids:
@@ -151,7 +166,7 @@ class VectorIndex:
 
     def __repr__(self) -> str:
         return (
-            f"VectorIndex(dim={self.dim}, metric={self.metric!r}, kind='flat', "
+            f"VectorIndex(dim={self.dim}, metric={self.metric!r}, kind={self.kind!r}, "
             f"storage={self.storage!r}, rows={len(self)})"
         )
 
@@ -160,12 +175,20 @@ class VectorIndex:
 
         ``rows``, ``removed`` (waiting for :meth:`compact`), ``blocks``, ``memory_bytes``,
         ``mapped_bytes``; since the index was made or opened: ``queries``, ``rows_scanned``
-        (scores within bounds), ``rows_rescored`` (float64 scores); and dim, metric, kind, storage,
+        (scores within bounds, or on walks), ``rows_rescored`` (float64 scores); of a graph
+        ``degree``, ``build_effort`` and ``linked_rows``; and dim, metric, kind, storage,
         keep_vectors, the instruction set ``isa`` and the ``payload_columns``.
         """
         payload = self._payload
+        graph: dict[str, int] = {}
+        if isinstance(self._native, _native.GraphIndex):
+            graph = {
+                name: getattr(self._native, name)
+                for name in ("degree", "build_effort", "linked_rows")
+            }
         return {
             **self._native.stats(),
+            **graph,
             "memory_bytes": self.memory_bytes,
             "dim": self.dim,
             "metric": self.metric,
@@ -180,6 +203,8 @@ class VectorIndex:
 
     def add(self, vectors: Any, ids: Any = None, payload: Payload | None = None) -> Ids:
         """Add vectors; they can be found as soon as this returns. All of them or, on error, none.
+
+        A graph links them before this returns; searches find them by an exact scan meanwhile.
 
         Args:
             vectors: float32 [n, dim]: a NumPy array (read in place when C-contiguous) or an Arrow
@@ -254,7 +279,8 @@ class VectorIndex:
         Args:
             queries: float32 [m, dim] or [dim] (then m is 1), NumPy or Arrow as in :meth:`add`.
             k: how many; beyond what exists the result is filled with id -1 and score NaN.
-            effort: for graphs, at least 1; a flat index is exact and does not use it.
+            effort: of a graph: near vectors that the walk keeps, at least 1; the default is 64, and
+                less than ``k`` counts as ``k``. A flat index is exact and does not use it.
             allow: restricts the result: an int64 array of ids (those not in the index count for
                 nothing), or a bool array where ``allow[id]`` says whether ``id`` may be returned
                 (ids beyond its end may not).
@@ -271,8 +297,7 @@ class VectorIndex:
             CorruptFileError: the part of the mapped file that is searched is damaged.
         """
         k = _integer("k", k, least=1)
-        if effort is not None:
-            _integer("effort", effort, least=1)
+        width = 0 if effort is None else _integer("effort", effort, 1, _MAX_EFFORT)
         thread_count = 0 if threads is None else _integer("threads", threads, 1, 4096)
         if isinstance(queries, np.ndarray) and queries.ndim == 1:
             queries = queries.reshape(1, -1)
@@ -290,7 +315,7 @@ class VectorIndex:
         elif allow is not None:
             allow_ids = _id_array("allow", allow)
         with _corruption_named():
-            return self._native.search(matrix, k, allow_ids, allow_mask, thread_count)
+            return self._native.search(matrix, k, width, allow_ids, allow_mask, thread_count)
 
     def vectors(self, ids: Any) -> NDArray[np.float32]:
         """The stored vectors of ids, float32 [n, dim]. ValueError names an id that is not there."""

@@ -240,6 +240,17 @@ def test_distances_survive_cancellation(stored: Stored) -> None:
     np.testing.assert_allclose(scores[0], 64 * (np.arange(50) * 2.0**-13) ** 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("storage", ["int8", "bfloat16"])
+def test_the_greatest_numbers_have_codes(storage: str) -> None:
+    greatest = float(np.finfo(np.float32).max)
+    index = VectorIndex(2, metric="ip", storage=storage, keep_vectors=False)
+    ids = index.add(np.array([[greatest, -greatest], [1, 1]], np.float32))
+    stored = index.vectors(ids)
+    assert np.isfinite(stored).all()
+    np.testing.assert_allclose(stored[0], [greatest, -greatest], rtol=0.01)
+    assert index.search(np.array([1, 0], np.float32), 1)[0].tolist() == [[0]]
+
+
 def test_zero_vectors_have_cosine_zero(stored: Stored) -> None:
     index = make(3, stored=stored)
     index.add(np.array([[0, 0, 0], [1, 0, 0], [-1, 0, 0]], np.float32))
@@ -602,7 +613,8 @@ def test_bad_queries_are_named() -> None:
         ({"dim": 8193}, "dim is 8193"),
         ({"dim": 4, "metric": "dot"}, "metric is 'dot'; it must be one of cosine, ip, l2"),
         ({"dim": 4, "kind": "tree"}, "kind is 'tree'"),
-        ({"dim": 4, "kind": "graph"}, "kind='graph' arrives in a later version"),
+        ({"dim": 4, "kind": "graph", "degree": 1025}, "degree is 1025"),
+        ({"dim": 4, "kind": "graph", "build_effort": 0}, "build_effort is 0"),
         ({"dim": 4, "storage": "int4"}, "storage is 'int4'"),
         ({"dim": 4, "storage": "float32", "keep_vectors": False}, "keep_vectors=False needs"),
         ({"dim": 4, "degree": 1}, "degree is 1"),

@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -56,24 +57,32 @@ public:
     FlatIndex(const RowFormat& format, Metric metric, Tier tier);
     FlatIndex(std::size_t dim, Metric metric, Tier tier)
         : FlatIndex(RowFormat{dim}, metric, tier) {}
+    virtual ~FlatIndex() = default;
+    FlatIndex(const FlatIndex&) = delete;
+    FlatIndex& operator=(const FlatIndex&) = delete;
 
-    // Throws FileError, CorruptFile.
+    // A GraphIndex where the file says so. Throws FileError, CorruptFile.
     static std::unique_ptr<FlatIndex> open(const std::string& path, bool map, bool read_only,
                                            Tier tier);
 
     // Adds n rows; `ids` null numbers them from one past the greatest id ever used. With
     // `replace`, an id that is there already gets the new vector; without, it is an error.
     // All or nothing. Throws std::invalid_argument (naming row and value).
-    std::vector<std::int64_t> add(const float* vectors, std::size_t n, const std::int64_t* ids,
-                                  bool replace);
+    virtual std::vector<std::int64_t> add(const float* vectors, std::size_t n,
+                                          const std::int64_t* ids, bool replace);
     // Removes; every id must be there. Returns how many were removed. All or nothing.
     std::size_t remove(std::span<const std::int64_t> ids);
     // Drops removed rows from memory; returns the numbers that the remaining rows had.
-    std::vector<std::uint64_t> compact();
+    virtual std::vector<std::uint64_t> compact();
 
     // ids and scores are [m, k], best first; -1 and NaN beyond what exists. `threads` 0: default.
     void search(const float* queries, std::size_t m, std::size_t k, const Allow& allow,
                 unsigned threads, std::int64_t* ids, float* scores) const;
+    // What the kind of index makes of it: a graph may miss neighbours, fewer with more `effort`
+    // (0: its default); a flat index is exact whatever the effort.
+    virtual void search_with(std::size_t effort, const float* queries, std::size_t m,
+                             std::size_t k, const Allow& allow, unsigned threads,
+                             std::int64_t* ids, float* scores) const;
 
     // Row numbers of ids (-1: not there); rows count all adds since the last compact().
     std::vector<std::int64_t> rows_of(std::span<const std::int64_t> ids) const;
@@ -85,7 +94,7 @@ public:
 
     // Writes the live rows, atomically. `extra`: further sections (payload). Returns the rows.
     // Throws FileError.
-    void save(const std::string& path, std::span<const Extra> extra) const;
+    virtual void save(const std::string& path, std::span<const Extra> extra) const;
     // Checksums of everything in the file that the index was opened from. Throws CorruptFile.
     void verify() const;
     // A further section of the file that the index was opened from, checked; empty if none.
@@ -99,7 +108,7 @@ public:
     std::uint64_t size() const;
     FlatStats stats() const;
 
-private:
+protected:
     // Taken by every reader for a moment, so that a stream of searches cannot starve a writer.
     class Reading {
     public:
@@ -129,6 +138,18 @@ private:
     std::uint64_t find_live(std::int64_t id) const;
     float stored_norm(double norm2) const noexcept;
     std::optional<std::vector<std::uint64_t>> row_filter(const Allow& allow) const;
+    // The exact search of the rows in `filter` (all without one). The caller holds a Reading.
+    void scan_rows(const float* queries, std::size_t m, std::size_t k,
+                   const std::optional<std::vector<std::uint64_t>>& filter, unsigned threads,
+                   std::int64_t* ids, float* scores) const;
+    // The float64 score of a row (negative distance for l2); `room` as for RowStore::vector().
+    double exact_key(const float* query, double query_norm2, std::uint64_t row, float* room) const;
+    // The squared norm of a query. Throws std::invalid_argument where it is not finite.
+    double query_norm2(const float* query, std::size_t number) const;
+    // compact() and save() without their lock; `also` runs when the new rows become visible.
+    std::vector<std::uint64_t> compact_locked(const std::function<void()>& also);
+    void write_file(const std::string& path, std::uint32_t kind,
+                    std::span<const Extra> extra) const;
 
     std::size_t dim_;
     Metric metric_;
