@@ -17,10 +17,14 @@ _EXPORTS = {
     "Prompt": "sage_prefect.middleware.prompt",
     "PythonDocs": "sage_prefect.middleware.python_docs",
     "ReadFiles": "sage_prefect.middleware.read_files",
+    "ReadHttp": "sage_prefect.middleware.read_http",
+    "ReadSql": "sage_prefect.middleware.read_sql",
     "Retrieve": "sage_prefect.middleware.retrieve",
     "VectorIndex": "sage_prefect.middleware.vector_index",
+    "WriteCsv": "sage_prefect.middleware.write_files",
     "WriteJsonl": "sage_prefect.middleware.write_files",
     "WriteParquet": "sage_prefect.middleware.write_files",
+    "WriteSql": "sage_prefect.middleware.write_sql",
     "WriteVectors": "sage_prefect.middleware.write_vectors",
     "open_collection": "sage_prefect.middleware.collection",
 }
@@ -35,10 +39,14 @@ if TYPE_CHECKING:
     from sage_prefect.middleware.prompt import Prompt as Prompt
     from sage_prefect.middleware.python_docs import PythonDocs as PythonDocs
     from sage_prefect.middleware.read_files import ReadFiles as ReadFiles
+    from sage_prefect.middleware.read_http import ReadHttp as ReadHttp
+    from sage_prefect.middleware.read_sql import ReadSql as ReadSql
     from sage_prefect.middleware.retrieve import Retrieve as Retrieve
     from sage_prefect.middleware.vector_index import VectorIndex as VectorIndex
+    from sage_prefect.middleware.write_files import WriteCsv as WriteCsv
     from sage_prefect.middleware.write_files import WriteJsonl as WriteJsonl
     from sage_prefect.middleware.write_files import WriteParquet as WriteParquet
+    from sage_prefect.middleware.write_sql import WriteSql as WriteSql
     from sage_prefect.middleware.write_vectors import WriteVectors as WriteVectors
 
 

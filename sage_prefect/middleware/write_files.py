@@ -1,4 +1,4 @@
-"""``WriteParquet`` and ``WriteJsonl``: rows to one file, published once."""
+"""``WriteParquet``, ``WriteJsonl`` and ``WriteCsv``: rows to one file, published once."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
 from sage_prefect.common.errors import GraphError, PipelineError
@@ -225,6 +226,45 @@ class WriteJsonl(_WriteFile):
                     file.write(orjson.dumps(row, default=_as_json, option=_LINE))
                 rows += int(batch.num_rows)
         return rows
+
+
+class WriteCsv(_WriteFile):
+    """Publish rows as one CSV file with a head line. As :class:`WriteParquet` otherwise.
+
+    Lists and structs become JSON text; null is an empty field, an empty text is ``""``.
+
+    Args:
+        name_or_path: a name (``"answers"`` is ``<data>/results/answers.csv``) or a path (has a
+            slash or ends in ``.csv``).
+
+    Raises:
+        GraphError: the name is unusable, or a column has types that do not go together.
+    """
+
+    name = "write-csv"
+    suffix = ".csv"
+
+    def compose(self, target: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> int:
+        nested = {f.name for f in schema if pa.types.is_nested(f.type)}
+        flat = pa.schema([pa.field(f.name, pa.string()) if f.name in nested else f for f in schema])
+        rows = 0
+        with pc.CSVWriter(target, flat) as writer:
+            for batch in batches:
+                columns = [
+                    _as_texts(batch.column(f.name)) if f.name in nested else batch.column(f.name)
+                    for f in schema
+                ]
+                writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=flat))
+                rows += int(batch.num_rows)
+        return rows
+
+
+def _as_texts(values: pa.Array) -> pa.Array:
+    made = [
+        None if value is None else orjson.dumps(value, default=_as_json).decode()
+        for value in values.to_pylist()
+    ]
+    return pa.array(made, pa.string())
 
 
 _LINE = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS

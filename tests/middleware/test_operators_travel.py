@@ -17,9 +17,13 @@ from sage_prefect.middleware import (
     Prompt,
     PythonDocs,
     ReadFiles,
+    ReadHttp,
+    ReadSql,
     Retrieve,
+    WriteCsv,
     WriteJsonl,
     WriteParquet,
+    WriteSql,
     WriteVectors,
 )
 
@@ -31,9 +35,13 @@ OPERATORS: list[Operator] = [
     Prompt("{a} {b}", max_tokens=9, trim="a"),
     PythonDocs(["json"]),
     ReadFiles(["a/*.md", "b"], rows_per_part=3),
+    ReadHttp("http://x/y", "a.b", page_param="page"),
+    ReadSql("SELECT 1", "os.environ/DB", split_by="id"),
     Retrieve("docs", k=2, into="p"),
+    WriteCsv("x"),
     WriteJsonl("x"),
     WriteParquet("x"),
+    WriteSql("x", "os.environ/DB", mode="append"),
     WriteVectors("x", id_column=None),
 ]
 

@@ -16,7 +16,7 @@ from sage_prefect import Pipeline
 from sage_prefect.common.errors import GraphError, PipelineError
 from sage_prefect.kernel.commit_log import MemoryStore
 from sage_prefect.kernel.sink import Receipt
-from sage_prefect.middleware import WriteJsonl, WriteParquet
+from sage_prefect.middleware import WriteCsv, WriteJsonl, WriteParquet
 
 
 def batches(*rows: dict[str, Any]) -> Iterator[pa.RecordBatch]:
@@ -28,6 +28,18 @@ def read(path: str | Path) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
         return rows
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_csv(tmp_path: Path) -> None:
+    rows = [{"n": 1, "t": 'say "hi", twice', "v": [1.5, 2.0]}, {"n": None, "t": "", "v": None}]
+    path = tmp_path / "out.csv"
+    report = Pipeline("p").source(rows).sink(WriteCsv(path)).run()
+    assert report.committed.rows == 2
+    assert path.read_text().splitlines() == [
+        '"n","t","v"',
+        '1,"say ""hi"", twice","[1.5,2.0]"',
+        ',"",',
+    ]
 
 
 SINKS = pytest.mark.parametrize("kind", [WriteParquet, WriteJsonl])
