@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from sage_prefect.common.errors import GraphError, RecordError
 from sage_prefect.kernel.fingerprint import fingerprint
+from sage_prefect.kernel.kinds import RowTypes, row_types
 from sage_prefect.kernel.resources import Resources
 
 Cardinality = Literal["one", "many", "fewer"]
@@ -52,6 +53,8 @@ class Operator:
     Attributes:
         name: shows in plans, task names and errors.
         reads: columns that must be there.
+        expects: column -> kinds of values that it may hold (see :mod:`sage_prefect.kernel.kinds`);
+            checked while the pipeline is built where the kind is known.
         adds: columns that are there afterwards (new, or replaced).
         cardinality: ``"one"`` row out per row in (checked), ``"many"`` (expands), ``"fewer"``
             (filters).
@@ -65,6 +68,7 @@ class Operator:
 
     name: str = ""
     reads: tuple[str, ...] = ()
+    expects: Mapping[str, Sequence[str]] = {}
     adds: tuple[str, ...] = ()
     cardinality: Cardinality = "one"
     resources: Resources = Resources()
@@ -98,6 +102,10 @@ class Operator:
     def output_columns(self, columns: Sequence[str]) -> tuple[str, ...] | None:
         """Columns after this operator; ``None`` when that is not known before the run."""
         return (*columns, *(name for name in self.adds if name not in columns))
+
+    def output_kinds(self, kinds: Mapping[str, str]) -> dict[str, str]:
+        """Kinds of values after this operator, of the columns of which that is known."""
+        return {name: kind for name, kind in kinds.items() if name not in self.adds}
 
     def state_key(self) -> str:
         """What outside state the output depends on (index generation, model revision).
@@ -152,7 +160,16 @@ class Operator:
 
 
 # Attributes that an instance may carry beside its parameters (set by a step or an __init__).
-_OVERRIDABLE = ("name", "reads", "adds", "resources", "batch_size", "retry_on", "cardinality")
+_OVERRIDABLE = (
+    "name",
+    "reads",
+    "expects",
+    "adds",
+    "resources",
+    "batch_size",
+    "retry_on",
+    "cardinality",
+)
 
 
 def _rebuild(cls: type[Operator], params: dict[str, Any], overrides: dict[str, Any]) -> Operator:
@@ -239,7 +256,8 @@ class FunctionOperator(Operator):
             ``"filter"``: row to bool; ``"batches"``: RecordBatch to RecordBatch(es).
         name, reads, adds: as in :class:`Operator`. With ``adds`` given, a map's result is merged
             into its row; with ``adds=None`` it replaces the row, and the columns after it are not
-            known before the run.
+            known before the run, unless the function's annotations tell: a ``TypedDict`` as its
+            result names the columns and their types, one as its parameter those that it reads.
     """
 
     def __init__(
@@ -259,11 +277,29 @@ class FunctionOperator(Operator):
         self.adds = tuple(adds or ())
         self.merges = adds is not None
         self.cardinality = _CARDINALITY[kind]
+        types = row_types(function) if kind != "batches" else RowTypes(None, None)
+        if types.takes is not None:
+            self.reads = tuple(dict.fromkeys([*self.reads, *types.takes]))
+            self.expects = {name: (k,) for name, k in types.takes.items() if k is not None}
+        self._gives = types.gives if kind in ("map", "flat_map") else None
+
+    @property
+    def replaces(self) -> bool:
+        """Whether its rows have no column of the rows before."""
+        return not self.merges and self.kind != "filter"
 
     def output_columns(self, columns: Sequence[str]) -> tuple[str, ...] | None:
         if self.kind == "filter":
             return tuple(columns)
-        return super().output_columns(columns) if self.merges else None
+        if self.merges:
+            return super().output_columns(columns)
+        return None if self._gives is None else tuple(self._gives)
+
+    def output_kinds(self, kinds: Mapping[str, str]) -> dict[str, str]:
+        if self.kind == "filter":
+            return dict(kinds)
+        kept = super().output_kinds(kinds) if self.merges else {}
+        return kept | {name: kind for name, kind in (self._gives or {}).items() if kind is not None}
 
     def process(self, batch: pa.RecordBatch) -> Batches:
         if self.kind == "batches":
@@ -343,7 +379,7 @@ class _Declaration:
 
 
 _DECLARABLE = frozenset(
-    {"reads", "adds", "cardinality", "resources", "batch_size", "retry_on", "row_cost_s"}
+    {"reads", "expects", "adds", "cardinality", "resources", "batch_size", "retry_on", "row_cost_s"}
     | {"version", "kind"}
 )
 

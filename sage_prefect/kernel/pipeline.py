@@ -11,6 +11,7 @@ from sage_prefect.common.paths import state_dir
 from sage_prefect.kernel.declaration import declared_at, locates
 from sage_prefect.kernel.explain import mermaid, text
 from sage_prefect.kernel.graph import Chain, Feed
+from sage_prefect.kernel.kinds import check_kinds
 from sage_prefect.kernel.operator import (
     FunctionOperator,
     Operator,
@@ -74,6 +75,7 @@ class Pipeline(RelationalSteps):
         self._sink: Sink | None = None
         # Columns after the source and after each step; None: not known before the run.
         self._columns: tuple[tuple[str, ...] | None, ...] = ()
+        self._kinds: dict[str, str] = {}
         # What the exchange before the current chain reads; the chain's source then reads that.
         self._feeds: tuple[Feed, ...] = ()
         self._names: frozenset[str] = frozenset()
@@ -109,6 +111,7 @@ class Pipeline(RelationalSteps):
         made._source = chosen
         made._source_on_error = _checked(on_error)
         made._columns = (chosen.output_columns(()),)
+        made._kinds = chosen.output_kinds({})
         return made
 
     @locates
@@ -293,13 +296,17 @@ class Pipeline(RelationalSteps):
         wish = resources if resources is not None else operator.resources
         step = Step(operator, wish, _checked(on_error), declared_at())
         before = self._columns[-1]
-        # A replaced row may have any columns; what follows an aggregate is known again.
+        # A replaced row may have any columns; what an aggregate or an annotation names is known.
         after = operator.output_columns(before or ())
-        if before is None and not isinstance(operator, Aggregate):
+        names_all = isinstance(operator, Aggregate) or (
+            isinstance(operator, FunctionOperator) and operator.replaces
+        )
+        if before is None and not names_all:
             after = None
         made = self._copy()
         made._steps = (*self._steps, step)
         made._columns = (*self._columns, after)
+        made._kinds = operator.output_kinds(self._kinds)
         made._names = self._names | {operator.name}
         kept = after is not None and not set(operator.adds) & set(self._together or ())
         if not kept and self._together:
@@ -328,6 +335,7 @@ class Pipeline(RelationalSteps):
             )
 
     def _check_columns(self, operator: Operator) -> None:
+        check_kinds(operator.name, operator.expects, self._kinds)
         columns = self._columns[-1]
         if columns is None:
             return

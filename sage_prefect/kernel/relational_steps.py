@@ -93,6 +93,12 @@ class RelationalSteps:
             shared = set.intersection(*(set(names or ()) for names in known))
             columns = tuple(name for name in known[0] or () if name in shared)
         made = _fed(own, feeds, ExchangeReader(columns))
+        kinds = [pipeline._kinds for pipeline in (own, *others)]
+        made._kinds = {
+            name: kind
+            for name, kind in own._kinds.items()
+            if all(other.get(name) == kind for other in kinds)
+        }
         made._names = own._names.union(*(other._names for other in others))
         return made
 
@@ -131,6 +137,14 @@ class RelationalSteps:
             )
         _require(own, "join", keys)
         _require(right, "join", right_keys)
+        for key, other_key in zip(keys, right_keys, strict=True):
+            kinds = own._kinds.get(key), right._kinds.get(other_key)
+            if None not in kinds and kinds[0] != kinds[1]:
+                raise GraphError(
+                    f"join() compares column {key!r}, which holds {kinds[0]}, with column "
+                    f"{other_key!r}, which holds {kinds[1]}.",
+                    hint="Convert one of them before.",
+                )
         left_columns, right_columns = own._columns[-1], right._columns[-1]
         operator = Join(keys, right_keys, how, suffix, right_columns)
         if left_columns is not None:
@@ -147,6 +161,9 @@ class RelationalSteps:
         made = _fed(own, feeds, ExchangeReader(left_columns, marked=True))
         made._names = own._names | right._names
         made = made.map(operator)
+        as_named = operator._named(left_columns or (), right_columns or ())
+        brought = {as_named.get(name, name): kind for name, kind in right._kinds.items()}
+        made._kinds = {**brought, **own._kinds}
         made._together = keys
         made._keys = own._keys
         return made

@@ -10,7 +10,10 @@ import pyarrow as pa
 
 from sage_prefect.common.errors import EmptySourceError
 from sage_prefect.kernel.fingerprint import fingerprint
+from sage_prefect.kernel.kinds import kinds_of
 from sage_prefect.kernel.operator import Operator, rows_to_batch
+
+_PEEKED_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,10 @@ class CollectionSource(Source):
         for row in self.rows:
             names.update(dict.fromkeys(row))
         self.adds = tuple(names)
+
+    def output_kinds(self, kinds: Mapping[str, str]) -> dict[str, str]:
+        # A look at the first rows tells the kind: a column of several kinds cannot be read at all.
+        return kinds_of(rows_to_batch(self.rows[:_PEEKED_ROWS]).schema) if self.rows else {}
 
     def parts(self) -> Sequence[SourcePart]:
         if not self.rows:

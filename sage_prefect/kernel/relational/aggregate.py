@@ -32,6 +32,7 @@ _MERGED = {
 _WHOLE = {"count_distinct": "count_distinct", "list": "list"}
 FUNCTIONS = tuple(sorted([*_MERGED, *_WHOLE, "mean"]))
 _NUMBERS_ONLY = frozenset({"sum", "mean"})
+_SAME_KIND = frozenset({"min", "max", "first", "last"})
 _ALL = "sage.all"
 # Rows held before they are reduced: bounds memory where groups are few.
 _HELD_ROWS = 1 << 18
@@ -93,6 +94,12 @@ class Aggregate(PartitionOperator):
         self.adds = tuple(self.wanted)
         needed = [column for column, _ in self.wanted.values() if column is not None]
         self.reads = self.by if phase == "final" else tuple(dict.fromkeys([*self.by, *needed]))
+        if phase != "final":
+            self.expects = {
+                column: ("number", "boolean")
+                for column, function in self.wanted.values()
+                if column is not None and function in _NUMBERS_ONLY
+            }
         clash = [name for name in self.by if name in self.wanted]
         if clash:
             raise GraphError(
@@ -102,6 +109,19 @@ class Aggregate(PartitionOperator):
 
     def output_columns(self, columns: Sequence[str]) -> tuple[str, ...] | None:
         return (*self.by, *self.wanted)
+
+    def output_kinds(self, kinds: Mapping[str, str]) -> dict[str, str]:
+        found = {name: kinds[name] for name in self.by if name in kinds}
+        for name, (column, function) in self.wanted.items():
+            if function in _SAME_KIND and self.phase != "final":
+                kind = kinds.get(column or "")
+            elif function in _SAME_KIND:
+                kind = kinds.get(name)
+            else:
+                kind = {"list": "list", "any": "boolean", "all": "boolean"}.get(function, "number")
+            if kind is not None:
+                found[name] = kind
+        return found
 
     def process_partition(
         self, batches: Iterator[pa.RecordBatch], set_aside: SetAside

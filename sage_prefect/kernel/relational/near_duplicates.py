@@ -64,6 +64,7 @@ class Signatures(Operator):
         self.shingle = shingle
         self.reads = (column,)
         self.adds = (SIGNATURE,)
+        self.expects = {column: ("text",)}
 
     def process(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         texts = column_of(self.name, batch, self.column).to_pylist()

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from sage_prefect.common.errors import RecordError
 from sage_prefect.kernel.exchange_file import joined
+from sage_prefect.kernel.kinds import COMPARABLE
 from sage_prefect.kernel.operator import PartitionOperator, SetAside
 from sage_prefect.kernel.relational.tables import (
     batches_of,
@@ -38,6 +39,7 @@ class Sort(PartitionOperator):
         self.by = tuple(by)
         self.descending = descending
         self.reads = self.by
+        self.expects = dict.fromkeys(self.by, COMPARABLE)
 
     def process_partition(
         self, batches: Iterator[pa.RecordBatch], set_aside: SetAside
@@ -67,6 +69,7 @@ class TopK(PartitionOperator):
         self.keys = tuple(keys)
         self.largest = largest
         self.reads = (*self.keys, by)
+        self.expects = dict.fromkeys(self.reads, COMPARABLE)
 
     def process_partition(
         self, batches: Iterator[pa.RecordBatch], set_aside: SetAside

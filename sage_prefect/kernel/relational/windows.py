@@ -62,6 +62,7 @@ class AssignWindows(Operator):
         self.slide_us = slide_us
         self.reads = (time,)
         self.adds = (START, END)
+        self.expects = {time: ("time", "number")}
 
     def process(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         values = column_of(self.name, batch, self.time)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TypedDict
+
 import pytest
 
 from sage_prefect import Pipeline
@@ -65,11 +68,59 @@ def test_whole_partitions_have_no_dead_letters():
         P.map(Sort(("k",)), on_error="dead_letter")
 
 
-def test_types_that_do_not_fit_are_named_at_run_time():
+def test_types_that_are_known_only_at_run_time():
+    unknown = P.map(dict)
     with pytest.raises(OperatorError, match=r"'s', which holds string, not numbers.*Declared at"):
-        P.aggregate(by="k", n=("s", "sum")).sink().run()
+        unknown.aggregate(by="k", n=("s", "sum")).sink().run()
     with pytest.raises(OperatorError, match="different types in different rows"):
-        P.join(Q, on="s", right_on="id").sink().run()
+        unknown.join(Q, on="s", right_on="id").sink().run()
+
+
+class Item(TypedDict):
+    k: int
+    s: str
+
+
+class Priced(TypedDict):
+    name: str
+    price: float | None
+    tags: list[str]
+
+
+def priced(row: Item) -> Priced:
+    return {"name": row["s"], "price": row["k"] / 2, "tags": []}
+
+
+def several(row: Item) -> Iterator[Priced]:
+    yield priced(row)
+
+
+@pytest.mark.parametrize(
+    ("declare", "message"),
+    [
+        (lambda: P.aggregate(n=("s", "sum")), "reads column 's' as number or boolean.*holds text"),
+        (lambda: P.window("s", 5), "reads column 's' as time or number, but it holds text"),
+        (lambda: P.deduplicate_near("v"), "reads column 'v' as text, but it holds number"),
+        (lambda: P.join(Q, on="s", right_on="id"), "'s', which holds text, with column 'id'"),
+        (lambda: P.map(priced).sort("tags"), "'tags' as number.*but it holds list"),
+        (lambda: P.flat_map(several).aggregate(n=("name", "mean")), "but it holds text"),
+        (lambda: P.map(priced).map(priced), "'priced-2' reads column 'k'.*: name, price, tags"),
+        (lambda: P.aggregate(by="v", s=("s", "max")).aggregate(n=("s", "sum")), "holds text"),
+        (lambda: P.aggregate(k=("s", "last"), s=("s", "first")).map(priced), "'k' as number"),
+        (lambda: P.join(Q, on="k", right_on="id").deduplicate_near("v_right"), "holds number"),
+        (lambda: P.union(P).deduplicate_near("v"), "holds number"),
+    ],
+)
+def test_types_are_checked_while_the_pipeline_is_built(declare, message):
+    line = declare.__code__.co_firstlineno
+    with pytest.raises(GraphError, match=message) as caught:
+        declare()
+    assert f"test_declaring.py:{line}." in str(caught.value)
+
+
+def test_annotated_functions_run():
+    rows = P.map(priced).filter(lambda row: row["price"] > 0).sink().run().committed.data
+    assert rows.to_pylist() == [{"name": "x", "price": 0.5, "tags": []}]
 
 
 def test_rows_that_share_a_partition_are_not_moved_again():

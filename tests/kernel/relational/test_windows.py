@@ -79,8 +79,11 @@ def test_rows_without_a_time_are_named():
     rows = [{"k": 1, "t": 5}, {"k": 1, "t": None}]
     with pytest.raises(OperatorError, match=r"'window' failed.*row 1.*column 't' has no event"):
         run(rows, 1, size=10)
-    with pytest.raises(OperatorError, match=r"holds string, not event times.*Declared at"):
+    with pytest.raises(GraphError, match="reads column 't' as time or number, but it holds text"):
         run([{"k": 1, "t": "noon"}], 1, size=10)
+    noon = Pipeline("p").source([{"t": "noon"}]).map(dict).window("t", 10).sink()
+    with pytest.raises(OperatorError, match=r"holds string, not event times.*Declared at"):
+        noon.run()
 
 
 @pytest.mark.parametrize(
