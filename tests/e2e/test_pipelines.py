@@ -693,7 +693,7 @@ def _runs_agree(flows: Flows, draw: Any, folder: Path) -> None:
 def test_random_pipelines_give_the_same_rows_on_all_runners(flows, tmp_path):
     counter = iter(range(10_000))
 
-    @hypothesis.settings(max_examples=6, derandomize=True, phases=[hypothesis.Phase.generate])
+    @hypothesis.settings(max_examples=4, derandomize=True, phases=[hypothesis.Phase.generate])
     @hypothesis.given(st.data())
     def check(data: Any) -> None:
         folder = tmp_path / str(next(counter))

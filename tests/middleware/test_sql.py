@@ -113,6 +113,15 @@ def test_modes(database: Path) -> None:
         WriteSql("out", "sqlite://", "upsert")  # type: ignore[arg-type]
 
 
+def test_no_rows_empty_the_table_each_time(database: Path) -> None:
+    for _ in range(2):
+        write(database, ROWS)
+        nothing = Pipeline("p").source(ROWS).filter(lambda row: False)
+        report = nothing.sink(WriteSql("out", f"sqlite:///{database}")).run()
+        assert report.committed.rows == 0
+        assert query(database, "SELECT count(*) FROM out") == [(0,)]
+
+
 def test_a_commit_that_is_repeated_adds_nothing(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
