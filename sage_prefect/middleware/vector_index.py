@@ -40,10 +40,10 @@ class VectorIndex:
     0 to everything.
 
     With ``storage="int8"``, the default, or ``"bfloat16"`` a search reads codes of a quarter or
-    half the size, with a bound on what they have lost; every vector that the bound does not rule out is
-    scored again from its float32 values. The results are therefore the same, to the bit, as with
-    ``"float32"``, only sooner (docs/decisions/0014). Without ``keep_vectors`` there are no float32
-    values: what is stored, searched exactly and returned is what the codes stand for.
+    half the size, with a bound on what they have lost; every vector that the bound does not rule
+    out is scored again from its float32 values. The results are therefore the same, to the bit,
+    as with ``"float32"``, only sooner (docs/decisions/0014). Without ``keep_vectors`` there are
+    no float32 values: what is stored, searched exactly and returned is what the codes stand for.
 
     A graph index (``kind="graph"``) looks at few vectors and may miss neighbours: the fewer, the
     more ``effort`` a search makes. What it returns is scored in float64 like the results of a flat
