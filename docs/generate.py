@@ -33,6 +33,9 @@ VARIABLES = {
     "compiled; `1`, the default, prefers the compiled ones.",
     "SAGE_NATIVE_ISA": "Instruction set of the native kernels instead of the best one of this "
     "processor: `scalar`, `avx2` or `avx512`.",
+    "SAGE_NATIVE_NO_AMX": "`1`: native kernels without AMX although the processor has it.",
+    "SAGE_NATIVE_NO_VNNI": "`1`: native kernels without VNNI, and so without AMX, although the "
+    "processor has it.",
     "SAGE_NATIVE_THREADS": "Threads of the native kernels instead of one per core.",
     "SAGE_SERVICE": "Set by the supervisor for its services: the service's name.",
     "SAGE_SUPERVISOR": "Set by the supervisor for its services: marks its own processes.",

@@ -316,7 +316,9 @@ class UpstreamConnection:
     def connection_made(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         if self.unreachable_s:
-            notice_dead_peer(transport.get_extra_info("socket"), self.unreachable_s)
+            opened = transport.get_extra_info("socket")
+            if opened is not None:  # a simulated network has none
+                notice_dead_peer(opened, self.unreachable_s)
 
     def data_received(self, data: bytes) -> None:
         self.turn.enter()

@@ -335,7 +335,6 @@ SAGE_TARGET void decode_halves(const std::uint16_t* codes, std::size_t dim, floa
 #include "code_kernels_x86.inc"
 #undef SAGE_DOT4
 
-#pragma push_macro("SAGE_TARGET")
 #undef SAGE_TARGET
 #define SAGE_TARGET __attribute__((target("avx2,fma,avxvnni")))
 namespace vnni {
@@ -346,8 +345,6 @@ SAGE_TARGET inline __attribute__((always_inline)) __m256i dot4(__m256i sum, __m2
 #define SAGE_DOT4 vnni::dot4
 #include "code_kernels_x86.inc"
 }  // namespace vnni
-#undef SAGE_TARGET
-#pragma pop_macro("SAGE_TARGET")
 
 }  // namespace
 

@@ -338,7 +338,6 @@ SAGE_TARGET void decode_halves(const std::uint16_t* codes, std::size_t dim, floa
 #include "code_kernels_x86.inc"
 #undef SAGE_DOT4
 
-#pragma push_macro("SAGE_TARGET")
 #undef SAGE_TARGET
 #define SAGE_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,avx512vnni")))
 namespace vnni {
@@ -349,8 +348,6 @@ SAGE_TARGET inline __attribute__((always_inline)) __m512i dot4(__m512i sum, __m5
 #define SAGE_DOT4 vnni::dot4
 #include "code_kernels_x86.inc"
 }  // namespace vnni
-#undef SAGE_TARGET
-#pragma pop_macro("SAGE_TARGET")
 
 }  // namespace
 

@@ -35,6 +35,8 @@ NOT_SETTINGS = frozenset(
         "SAGE_REQUEST_TIMEOUT",
         "SAGE_VLLM_PYTHON",
         "SAGE_NATIVE_ISA",
+        "SAGE_NATIVE_NO_AMX",
+        "SAGE_NATIVE_NO_VNNI",
         "SAGE_NATIVE_THREADS",
         "SAGE_RESULTS_DIR",
     }
