@@ -141,6 +141,7 @@ def test_worker_runs_ingest_and_answer(deployments, api, stack, tmp_path):
     assert row["answer"].strip()
 
 
+@pytest.mark.slow
 def test_worker_runs_a_benchmark(deployments, api, tmp_path):
     experiment = {"name": "imports", "quick": True, "rounds": 2, "out": str(tmp_path)}
     run(api, deployments["benchmark/weekly"], {"experiment": experiment})

@@ -294,6 +294,7 @@ def test_the_general_encoder_equals_the_fast_one(plain: Any) -> None:
     np.testing.assert_allclose(fast.encode(ids), general.encode(ids), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fast", [True, False])
 def test_half_precision_changes_vectors_little(fast: bool) -> None:
     from sage_prefect.platform.embedding_server.bert import BertEncoder

@@ -166,6 +166,7 @@ def test_a_live_run_beside_its_simulation(tmp_path: Path) -> None:
     assert (folder / "summary.md").read_text().count("## Policy") == 2
 
 
+@pytest.mark.slow
 def test_the_search_for_the_generators_limit() -> None:
     command = [*BENCH, "load-limits", "requests", "--first-rate", "20000", "--seconds", "2"]
     done = subprocess.run(
