@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from sage_gateway.dialects.base import MalformedAnswer
+from sage_gateway.dialects.chat_events import DONE, parsed
 from sage_gateway.usage import NO_USAGE, Usage, usage_of
 
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
@@ -71,19 +72,12 @@ class AnswerAssembly:
         return orjson.dumps(whole)
 
     def _take(self, event: bytes) -> None:
-        lines = [line for line in event.splitlines() if line.startswith(b"data:")]
-        payload = b"\n".join(line[5:].strip() for line in lines)
-        if not payload:
+        content = parsed(event)
+        if content is None:
             return  # a comment or ping
-        if payload == b"[DONE]":
+        if content is DONE:
             self.done = True
             return
-        try:
-            content = orjson.loads(payload)
-        except orjson.JSONDecodeError:
-            raise MalformedAnswer("sent an event that is not JSON") from None
-        if not isinstance(content, dict):
-            raise MalformedAnswer("sent an event that is not an object")
         if isinstance(content.get("error"), dict):
             self.error = content["error"]
             return

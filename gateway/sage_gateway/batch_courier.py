@@ -21,7 +21,7 @@ from sage_gateway.reply import HeaderList
 from sage_gateway.scheduler import Scheduler, Share, Ticket
 from sage_gateway.upstream import Exchange, UpstreamError
 from sage_gateway.upstream_answer import WrappedError, retryable_status, wrapped_error
-from sage_gateway.usage import Usage
+from sage_gateway.usage import NO_USAGE, Usage
 from sage_gateway.vector_collection import shared
 from sage_prefect.control_plane.events import DispatchBatch, FailureCause
 
@@ -61,6 +61,12 @@ class _Trip:
         self.exchange = exchange
         if self.given_up is not None:
             exchange.abort(FailureCause.INTERNAL, self.given_up)
+
+    def trace_ended(self, error: str | None = None, usage: Usage = NO_USAGE) -> None:
+        """Its call of the engine is over: the first word counts."""
+        trace, self.trace = self.trace, None
+        if trace is not None:
+            trace.ended(usage, error)
 
     @property
     def wanted(self) -> bool:
@@ -147,16 +153,13 @@ class BatchCourier:
         else:
             shares = _shares(trip.parts, vectors)
             self._metrics.batched(name, len(trip.parts))
-            if trip.trace is not None:
-                trip.trace.ended(Usage(vectors.prompt_tokens))
-                trip.trace = None
+            trip.trace_ended(usage=Usage(vectors.prompt_tokens))
             self._scheduler.batch_done(
                 trip.batch_id, engine.header_name, shares, vectors.prompt_tokens
             )
         finally:
             self._trips.pop(trip.batch_id, None)
-            if trip.trace is not None:
-                trip.trace.failed("cancelled")
+            trip.trace_ended("cancelled")  # if nothing else ended it
 
     async def _ask(self, trip: _Trip, engine: Engine) -> bytes:
         first = trip.parts[0].sender
@@ -204,9 +207,7 @@ class BatchCourier:
         status, error = refused.status, refused.error
         bad_input = status in _BAD_INPUT
         self._metrics.attempt_failed(trip.engine, FailureCause.STATUS.value)
-        if trip.trace is not None:
-            trip.trace.failed(str(status))
-            trip.trace = None
+        trip.trace_ended(str(status))
         if not bad_input:
             self.cooldown(trip.engine)
         _log_failure(trip, FailureCause.STATUS, f"answered with status {status}")
@@ -238,9 +239,7 @@ class BatchCourier:
         if trip.wanted:
             _log_failure(trip, error.cause, error.message)
             self._metrics.attempt_failed(trip.engine, error.cause.value)
-            if trip.trace is not None:
-                trip.trace.failed(error.cause.value)
-                trip.trace = None
+            trip.trace_ended(error.cause.value)
             self._health.failed(trip.engine, error.cause, error.message)
             self.cooldown(trip.engine)
         for part in trip.parts:

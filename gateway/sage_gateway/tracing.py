@@ -26,7 +26,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from sage_gateway.config_tracing import TracingConfig
 from sage_gateway.engines import Engine
 from sage_gateway.routes import InferenceRoute
-from sage_gateway.usage import Usage
+from sage_gateway.usage import NO_USAGE, Usage
 from sage_prefect import __version__
 
 CLOSE_S = 3.0
@@ -144,7 +144,7 @@ class RequestTrace:
     def attempt_failed(self, cause: str) -> None:
         """The call failed; another may follow."""
         if self._call is not None:
-            self._call.failed(cause)
+            self._call.ended(NO_USAGE, cause)
             self._call = None
 
     def first_token(self) -> None:
@@ -196,14 +196,8 @@ class CallTrace:
         self.span = span
         self.head = head
 
-    def failed(self, cause: str) -> None:
-        """It brought no usable answer."""
-        self.span.set_attribute("error.type", cause)
-        _mark_failed(self.span, cause)
-        self.span.end()
-
     def ended(self, usage: Usage, error: str | None = None) -> None:
-        """It brought an answer, or with ``error`` (a status) one of that kind."""
+        """It brought an answer; with ``error`` (a cause, or a status) none that is of use."""
         counts: dict[str, Any] = {
             "gen_ai.usage.input_tokens": usage.prompt_tokens,
             "gen_ai.usage.output_tokens": usage.output_tokens,
@@ -211,8 +205,8 @@ class CallTrace:
         }
         self.span.set_attributes({name: n for name, n in counts.items() if n is not None})
         if error is not None:
-            self.failed(error)
-            return
+            self.span.set_attribute("error.type", error)
+            _mark_failed(self.span, error)
         self.span.end()
 
 

@@ -254,8 +254,6 @@ class UpstreamConnection:
     ) -> None:
         self.loop = loop
         self.turn = turn_of(loop)
-        self.unreachable_s = 0.0
-        """See :class:`Timeouts`; 0: as the system has it."""
         self.used = 0
         self.idle_since = 0.0
         self._on_idle = on_idle
@@ -315,10 +313,6 @@ class UpstreamConnection:
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        if self.unreachable_s:
-            opened = transport.get_extra_info("socket")
-            if opened is not None:  # a simulated network has none
-                notice_dead_peer(opened, self.unreachable_s)
 
     def data_received(self, data: bytes) -> None:
         self.turn.enter()
@@ -457,7 +451,11 @@ def _clean(error: Exception) -> str:
 
 
 async def open_connection(
-    connection: UpstreamConnection, host: str, port: int, tls: ssl.SSLContext | None, limit_s: float
+    connection: UpstreamConnection,
+    host: str,
+    port: int,
+    tls: ssl.SSLContext | None,
+    limits: Timeouts,
 ) -> None:
     """Connect.
 
@@ -475,7 +473,7 @@ async def open_connection(
     )
     try:
         # Not wait_for: of Python 3.11 it swallows a cancellation that comes together with the end.
-        done, _ = await asyncio.wait({connecting}, timeout=limit_s)
+        done, _ = await asyncio.wait({connecting}, timeout=limits.connect_s)
     except asyncio.CancelledError:
         connecting.cancel()
         connection.close()
@@ -483,12 +481,16 @@ async def open_connection(
     if not done:
         connecting.cancel()
         raise UpstreamError(
-            FailureCause.CONNECT, f"did not accept a connection within {limit_s:g} s"
+            FailureCause.CONNECT, f"did not accept a connection within {limits.connect_s:g} s"
         )
     try:
-        connecting.result()
+        transport, _ = connecting.result()
+        opened = transport.get_extra_info("socket")
+        if opened is not None:  # a simulated network has none
+            notice_dead_peer(opened, limits.unreachable_s)
     except ssl.SSLError as refused:
         raise UpstreamError(FailureCause.CONNECT, f"TLS failed ({refused.reason})") from None
     except OSError as error:
+        connection.close()  # it may be gone again already
         reason = error.strerror or type(error).__name__
         raise UpstreamError(FailureCause.CONNECT, f"cannot be reached ({reason})") from None

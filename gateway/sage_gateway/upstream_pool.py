@@ -81,8 +81,7 @@ class UpstreamPool:
         limits = timeouts or self.timeouts
         loop = asyncio.get_running_loop()
         connection = UpstreamConnection(loop, self._on_idle, self._on_connection_closed)
-        connection.unreachable_s = limits.unreachable_s
-        await open_connection(connection, self._host, self._port, self._tls, limits.connect_s)
+        await open_connection(connection, self._host, self._port, self._tls, limits)
         exchange = connection.send(parts, limits)
         self._all.add(connection)
         return exchange

@@ -349,15 +349,18 @@ SAGE_TARGET inline __attribute__((always_inline)) __m256i dot4(__m256i sum, __m2
 }  // namespace
 
 const Kernels& avx2_kernels() {
-    static constexpr Kernels plain{
-        Tier::avx2, kLanes,     dot_panel, dot_rows,      sift_panel,   sift_rows,
-        63,         code_panel, code_rows, decode_halves, dot_norm_f64, squared_distance_f64};
-    static constexpr Kernels with_vnni{
-        Tier::avx2, kLanes,           dot_panel,       dot_rows,      sift_panel,   sift_rows,
-        127,        vnni::code_panel, vnni::code_rows, decode_halves, dot_norm_f64,
-        squared_distance_f64};
-    static const bool has_vnni = has_avx_vnni();
-    return has_vnni ? with_vnni : plain;
+    static const Kernels kernels = [] {
+        Kernels own{Tier::avx2, kLanes,     dot_panel, dot_rows,      sift_panel,   sift_rows,
+                    63,         code_panel, code_rows, decode_halves, dot_norm_f64,
+                    squared_distance_f64};
+        if (has_avx_vnni()) {
+            own.query_limit = 127;
+            own.code_panel = vnni::code_panel;
+            own.code_rows = vnni::code_rows;
+        }
+        return own;
+    }();
+    return kernels;
 }
 
 }  // namespace sage

@@ -358,21 +358,19 @@ void avx512_vnni_code_panel(const std::uint8_t* const* rows, std::size_t n,
 }
 
 const Kernels& avx512_kernels() {
-    static constexpr Kernels plain{
-        Tier::avx512, kLanes,     dot_panel, dot_rows,      sift_panel,   sift_rows,
-        63,           code_panel, code_rows, decode_halves, dot_norm_f64, squared_distance_f64};
-    static constexpr Kernels with_vnni{
-        Tier::avx512, kLanes,           dot_panel,       dot_rows,      sift_panel,   sift_rows,
-        127,          vnni::code_panel, vnni::code_rows, decode_halves, dot_norm_f64,
-        squared_distance_f64};
-    static const Kernels with_amx = [] {
-        Kernels kernels = with_vnni;
-        kernels.code_panel = amx_code_panel();
-        return kernels;
+    static const Kernels kernels = [] {
+        Kernels own{Tier::avx512, kLanes,     dot_panel, dot_rows,      sift_panel,   sift_rows,
+                    63,         code_panel, code_rows, decode_halves, dot_norm_f64,
+                    squared_distance_f64};
+        if (has_avx512_vnni()) {
+            own.query_limit = 127;
+            own.code_panel = vnni::code_panel;
+            own.code_rows = vnni::code_rows;
+            if (has_amx()) own.code_panel = amx_code_panel();
+        }
+        return own;
     }();
-    static const bool has_vnni = has_avx512_vnni();
-    static const bool has_amx = has_vnni && sage::has_amx();
-    return has_amx ? with_amx : has_vnni ? with_vnni : plain;
+    return kernels;
 }
 
 }  // namespace sage

@@ -56,6 +56,8 @@ class Operator:
         expects: column -> kinds of values that it may hold (see :mod:`sage_prefect.kernel.kinds`);
             checked while the pipeline is built where the kind is known.
         adds: columns that are there afterwards (new, or replaced).
+        replaces: its rows have no columns but those that it names itself: nothing need be known of
+            the columns before.
         cardinality: ``"one"`` row out per row in (checked), ``"many"`` (expands), ``"fewer"``
             (filters).
         resources: wish of each run.
@@ -70,6 +72,7 @@ class Operator:
     reads: tuple[str, ...] = ()
     expects: Mapping[str, Sequence[str]] = {}
     adds: tuple[str, ...] = ()
+    replaces: bool = False
     cardinality: Cardinality = "one"
     resources: Resources = Resources()
     batch_size: int | None = None
@@ -276,17 +279,13 @@ class FunctionOperator(Operator):
         self.reads = tuple(reads)
         self.adds = tuple(adds or ())
         self.merges = adds is not None
+        self.replaces = not self.merges and kind != "filter"
         self.cardinality = _CARDINALITY[kind]
         types = row_types(function) if kind != "batches" else RowTypes(None, None)
         if types.takes is not None:
             self.reads = tuple(dict.fromkeys([*self.reads, *types.takes]))
             self.expects = {name: (k,) for name, k in types.takes.items() if k is not None}
         self._gives = types.gives if kind in ("map", "flat_map") else None
-
-    @property
-    def replaces(self) -> bool:
-        """Whether its rows have no column of the rows before."""
-        return not self.merges and self.kind != "filter"
 
     def output_columns(self, columns: Sequence[str]) -> tuple[str, ...] | None:
         if self.kind == "filter":

@@ -20,7 +20,6 @@ from sage_prefect.kernel.operator import (
 )
 from sage_prefect.kernel.plan import OnError, Plan, Step
 from sage_prefect.kernel.planner import plan
-from sage_prefect.kernel.relational.aggregate import Aggregate
 from sage_prefect.kernel.relational_steps import RelationalSteps
 from sage_prefect.kernel.report import RunReport
 from sage_prefect.kernel.resources import Resources
@@ -298,10 +297,7 @@ class Pipeline(RelationalSteps):
         before = self._columns[-1]
         # A replaced row may have any columns; what an aggregate or an annotation names is known.
         after = operator.output_columns(before or ())
-        names_all = isinstance(operator, Aggregate) or (
-            isinstance(operator, FunctionOperator) and operator.replaces
-        )
-        if before is None and not names_all:
+        if before is None and not operator.replaces:
             after = None
         made = self._copy()
         made._steps = (*self._steps, step)

@@ -14,6 +14,11 @@ from sage_prefect.kernel.stage import StageOutput, run_stage
 LONGEST_DELAY_S = 60.0
 
 
+def retry_delays(retries: int, first_s: float) -> list[float]:
+    """Seconds before each retry: doubling."""
+    return [min(first_s * 2**attempt, LONGEST_DELAY_S) for attempt in range(retries)]
+
+
 def run_with_retries(
     stage: Stage,
     partition: Partition,
@@ -31,15 +36,15 @@ def run_with_retries(
         OperatorError: it failed for good: no retry may help, the step says ``on_error="fail"``, or
             all are used up.
     """
-    allowed = 0 if stage.on_error == "fail" else retries
+    delays = retry_delays(0 if stage.on_error == "fail" else retries, delay_s)
     attempt = 0
     while True:
         try:
             output = run_stage(stage, partition, context, upstream, worker=worker)
         except OperatorError as error:
-            if attempt == allowed or not error.retryable:
+            if attempt == len(delays) or not error.retryable:
                 raise
-            sleep(min(delay_s * 2**attempt, LONGEST_DELAY_S))
+            sleep(delays[attempt])
             attempt += 1
         else:
             output.reports[-1].retries = attempt

@@ -111,8 +111,8 @@ class _WriteFile(Sink):
             and self._untouched(record)
         )
 
-    def compose(self, target: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> int:
-        """Write all batches to ``target``; returns the rows."""
+    def compose(self, target: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+        """Write all batches to ``target``."""
         raise TypeError(f"sink {self.name!r} defines no compose().")
 
     # -- inside ---------------------------------------------------------------------------
@@ -120,16 +120,20 @@ class _WriteFile(Sink):
     def _publish(self, files: list[Path]) -> int:
         schema = unify([open_arrow(file).schema for file in files], str(self.path))
 
+        rows = 0
+
         def batches() -> Iterator[pa.RecordBatch]:
+            nonlocal rows
             for file in files:
                 for batch in batches_of(open_arrow(file)):
+                    rows += int(batch.num_rows)
                     yield conform(batch, schema)
 
         descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
         os.close(descriptor)
         building = Path(name)
         try:
-            rows = self.compose(building, schema, batches())
+            self.compose(building, schema, batches())
             building.chmod(0o644)
             sync_file(building)
             os.replace(building, self.path)
@@ -193,13 +197,10 @@ class WriteParquet(_WriteFile):
     name = "write-parquet"
     suffix = ".parquet"
 
-    def compose(self, target: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> int:
-        rows = 0
+    def compose(self, target: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
         with pq.ParquetWriter(target, schema) as writer:
             for batch in batches:
                 writer.write_batch(batch)
-                rows += int(batch.num_rows)
-        return rows
 
 
 class WriteJsonl(_WriteFile):
@@ -218,14 +219,11 @@ class WriteJsonl(_WriteFile):
     name = "write-jsonl"
     suffix = ".jsonl"
 
-    def compose(self, target: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> int:
-        rows = 0
+    def compose(self, target: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
         with target.open("wb") as file:
             for batch in batches:
                 for row in batch.to_pylist():
                     file.write(orjson.dumps(row, default=_as_json, option=_LINE))
-                rows += int(batch.num_rows)
-        return rows
 
 
 class WriteCsv(_WriteFile):
@@ -244,10 +242,9 @@ class WriteCsv(_WriteFile):
     name = "write-csv"
     suffix = ".csv"
 
-    def compose(self, target: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> int:
+    def compose(self, target: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
         nested = {f.name for f in schema if pa.types.is_nested(f.type)}
         flat = pa.schema([pa.field(f.name, pa.string()) if f.name in nested else f for f in schema])
-        rows = 0
         with pc.CSVWriter(target, flat) as writer:
             for batch in batches:
                 columns = [
@@ -255,8 +252,6 @@ class WriteCsv(_WriteFile):
                     for f in schema
                 ]
                 writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=flat))
-                rows += int(batch.num_rows)
-        return rows
 
 
 def _as_texts(values: pa.Array) -> pa.Array:

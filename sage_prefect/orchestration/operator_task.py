@@ -13,11 +13,12 @@ from sage_prefect.common.settings import load_settings
 from sage_prefect.kernel.operator import Operator, OperatorContext, rows_to_batch
 from sage_prefect.kernel.plan import Partition, Stage, Step
 from sage_prefect.kernel.resources import Resources
+from sage_prefect.kernel.retries import retry_delays
 from sage_prefect.kernel.sink import Sink
 from sage_prefect.kernel.source import Source, SourcePart
 from sage_prefect.kernel.stage import StageOutput, run_stage
 from sage_prefect.orchestration.placed_task import PlacedTask
-from sage_prefect.orchestration.stage_task import retry_delays, worth_a_retry
+from sage_prefect.orchestration.stage_task import worth_a_retry
 
 Rows: TypeAlias = Any  # Sequence[Mapping[str, Any]] | pa.RecordBatch | pa.Table
 

@@ -13,7 +13,7 @@ from prefect.context import TaskRunContext
 from sage_prefect.common.errors import OperatorError
 from sage_prefect.kernel.operator import OperatorContext
 from sage_prefect.kernel.plan import Partition, Plan, Stage
-from sage_prefect.kernel.retries import LONGEST_DELAY_S
+from sage_prefect.kernel.retries import retry_delays
 from sage_prefect.kernel.stage import StageOutput, run_stage
 from sage_prefect.orchestration.placed_task import PlacedTask
 
@@ -59,11 +59,6 @@ def stage_task(plan: Plan, stage: Stage, *, retries: int, retry_delay_s: float) 
         persist_result=False,
         log_prints=False,
     )
-
-
-def retry_delays(retries: int, first_s: float) -> list[float]:
-    """Seconds before each retry: doubling."""
-    return [min(first_s * 2**attempt, LONGEST_DELAY_S) for attempt in range(retries)]
 
 
 def worth_a_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:

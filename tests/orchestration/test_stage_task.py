@@ -9,10 +9,10 @@ from sage_prefect.common.errors import OperatorError
 from sage_prefect.kernel.operator import operator
 from sage_prefect.kernel.pipeline import Pipeline
 from sage_prefect.kernel.resources import Resources
+from sage_prefect.kernel.retries import retry_delays
 from sage_prefect.kernel.stage import run_stage
 from sage_prefect.orchestration.stage_task import (
     StageCall,
-    retry_delays,
     run_stage_call,
     split_by_operator,
     stage_task,

@@ -33,7 +33,7 @@ class ChatEvents:
         data = self._held + data
         position = 0
         for match in _EVENT_END.finditer(data):
-            chunk = parsed(data[position : match.start()])
+            chunk = _unbroken(parsed(data[position : match.start()]))
             position = match.end()
             if chunk is not None:
                 self._held = data[position:]
@@ -45,12 +45,16 @@ class ChatEvents:
     def rest(self) -> Iterator[Mapping[str, Any]]:
         """At the end of the stream: a last event without a blank line after it."""
         held, self._held = self._held, b""
-        if held.strip() and (chunk := parsed(held)) is not None:
+        if held.strip() and (chunk := _unbroken(parsed(held))) is not None:
             yield chunk
 
 
 def parsed(event: bytes) -> Mapping[str, Any] | None:
-    """The chunk of an event; None: it is a comment."""
+    """What an event holds; None: it is a comment.
+
+    Raises:
+        MalformedAnswer: it holds no JSON object.
+    """
     lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
     payload = b"\n".join(lines)
     if not payload:
@@ -63,7 +67,11 @@ def parsed(event: bytes) -> Mapping[str, Any] | None:
         raise MalformedAnswer("sent an event that is not JSON") from None
     if not isinstance(chunk, dict):
         raise MalformedAnswer("sent an event that is not an object")
-    if chunk.get("error"):
+    return chunk
+
+
+def _unbroken(chunk: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    if chunk and chunk.get("error"):
         raise MalformedAnswer(f"broke its answer off: {_message(chunk['error'])}")
     return chunk
 

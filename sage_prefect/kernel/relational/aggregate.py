@@ -83,6 +83,7 @@ class Aggregate(PartitionOperator):
     """
 
     name = "aggregate"
+    replaces = True
     row_cost_s = 5e-7
 
     def __init__(
